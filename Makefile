@@ -1,0 +1,66 @@
+# Every target makes its own virtual environment from the pinned versions; nothing has to be installed before.
+#   make PYTHON=/path/to/python3.12 test     another interpreter for the environment
+#   make demo DEMO_FLAGS="--guests 4"        flags for run_demo.py (likewise TEST_FLAGS, STRESS_FLAGS, BENCH_FLAGS)
+
+PYTHON ?= python3
+DEMO_FLAGS ?=
+TEST_FLAGS ?=
+STRESS_FLAGS ?=
+BENCH_FLAGS ?=
+
+VENV := .venv
+RUN := $(VENV)/bin/python
+LOCKED := $(VENV)/.locked
+READY := $(VENV)/.ready
+
+# The allocator's tests once more without the compiler (its code then runs as plain Python, under coverage of every
+# branch) and once with bounds checks. Compiled unsigned arithmetic wraps silently, NumPy scalars warn when they do.
+ALLOCATOR_TESTS := tests/allocator
+WITHOUT_JIT := NUMBA_DISABLE_JIT=1 HYPOTHESIS_PROFILE=quick
+WITH_BOUNDSCHECK := NUMBA_BOUNDSCHECK=1 HYPOTHESIS_PROFILE=quick
+WRAPS := -W "ignore:overflow encountered:RuntimeWarning"
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test stress lint bench clean
+
+help: ## this text
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(READY) ## one host and two guests on real memory, a live view and a picture
+	$(RUN) run_demo.py $(DEMO_FLAGS)
+
+test: $(READY) ## every test but the long ones, then the allocator's without the compiler and with bounds checks
+	$(RUN) -m pytest $(TEST_FLAGS)
+	$(WITHOUT_JIT) $(RUN) -m pytest $(WRAPS) $(ALLOCATOR_TESTS)
+	$(WITH_BOUNDSCHECK) $(RUN) -m pytest $(ALLOCATOR_TESTS)
+
+stress: $(READY) ## the long concurrency tests
+	$(RUN) -m pytest -m stress $(STRESS_FLAGS)
+
+lint: $(READY) ## ruff and mypy
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+bench: $(READY) ## the benchmark table
+	$(RUN) -m benchmarks $(BENCH_FLAGS)
+
+clean: ## remove the environment and caches; results and pictures stay
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(LOCKED): requirements/locked.txt
+	@command -v "$(PYTHON)" >/dev/null || { \
+	  echo "error: $(PYTHON) not found; install Python 3.11 or newer, or name it: make PYTHON=/path/to/python3" >&2; exit 3; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: $(PYTHON) is $$("$(PYTHON)" -V 2>&1), 3.11 or newer is needed; name one: make PYTHON=/path/to/python3" >&2; exit 3; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "error: $(PYTHON) lacks the venv module; install it (Debian, Ubuntu: apt install python3-venv) and try again" >&2; exit 3; }
+	"$(PYTHON)" -m venv --clear $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements/locked.txt
+	@touch $@
+
+$(READY): $(LOCKED) pyproject.toml
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
