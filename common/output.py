@@ -1,0 +1,95 @@
+"""Results on their way to a file or standard output. Nothing is overwritten unasked, nothing is left half written."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from typing import Any
+
+from common.errors import MachineError, UsageError
+
+__all__ = ["STDOUT", "check_output", "write_bytes", "write_json"]
+
+STDOUT = "-"
+
+
+def check_output(path: str, *, force: bool, make_folder: bool = False) -> None:
+    """Find out before a run what would spoil its result after it.
+
+    Args:
+        path: a file, or ``-`` for standard output, which is always fine.
+        force: whether a file that exists may be replaced.
+        make_folder: create a missing folder (for a default path, which nobody typed) instead of refusing.
+
+    Raises:
+        UsageError: the path cannot be written to; names the fix.
+    """
+    if path == STDOUT:
+        return
+    folder = os.path.dirname(os.path.realpath(path))
+    if make_folder:
+        with contextlib.suppress(OSError):  # told below, in the words of the user's path
+            os.makedirs(folder, exist_ok=True)
+    if not path or os.path.isdir(path):
+        raise UsageError(f"{path!r}: is not a file; name a file, or - for standard output")
+    if not os.path.isdir(folder):
+        raise UsageError(f"{path}: there is no folder {folder}; make it first: mkdir -p {folder}")
+    if _is_stream(path):
+        return
+    if os.path.exists(path) and not force:
+        raise UsageError(f"{path}: exists; give --force to overwrite it, or another path")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"{path}: may not write in {folder}; name another path")
+
+
+def write_json(result: Any, path: str, *, force: bool) -> None:
+    """Write ``result`` (text that is JSON already, or an object) to ``path``, or to standard output if it is ``-``.
+
+    Raises:
+        UsageError: as ``check_output``. MachineError: as ``write_bytes``.
+    """
+    text = result if isinstance(result, str) else json.dumps(result, indent=2, allow_nan=False)
+    text = text.rstrip("\n") + "\n"
+    if path == STDOUT:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    else:
+        write_bytes(text.encode(), path, force=force)
+
+
+def write_bytes(data: bytes, path: str, *, force: bool) -> None:
+    """Write ``data`` to the file ``path``: all of it or nothing, by way of a sibling that is renamed.
+
+    Raises:
+        UsageError: as ``check_output``. MachineError: the write failed (space, quota, permissions).
+    """
+    check_output(path, force=force)
+    try:
+        if _is_stream(path):  # /dev/null, a FIFO: a rename would replace the device itself
+            with open(path, "wb") as stream:
+                stream.write(data)
+        else:
+            _replace(os.path.realpath(path), data)  # through a link: replace what it points at, keep the link
+    except BrokenPipeError:
+        raise  # the reader went away, which is not this machine's fault
+    except OSError as error:
+        raise MachineError(f"{path}: {error.strerror}; free some space or name another path") from error
+
+
+def _replace(target: str, data: bytes) -> None:
+    sibling = f"{target}.{os.getpid()}.part"
+    stream = open(sibling, "xb")  # noqa: SIM115  closed below; the sibling is ours to remove only once this succeeded
+    try:
+        with stream:
+            stream.write(data)
+        os.replace(sibling, target)
+    except BaseException:
+        os.unlink(sibling)
+        raise
+
+
+def _is_stream(path: str) -> bool:
+    """Whether ``path`` exists and is a device, pipe or socket."""
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)

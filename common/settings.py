@@ -1,0 +1,213 @@
+"""The settings of the three commands: what can be set, with which bounds and which defaults.
+
+Each setting is described once. What two commands share stands in a base class, so that ``python -m guest`` and
+``run_demo.py`` cannot drift apart. Reading them from flags and files is the matter of ``common.options``.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from common.errors import UsageError
+from common.geometry import TOP_ORDER, check_memory_bytes
+from common.names import check_name
+from common.options import Settings, add_flags, load, option, switch
+from common.units import format_size, parse_duration_ns, parse_seconds, parse_size
+
+__all__ = [
+    "BACKENDS",
+    "DEFAULT_PLOT",
+    "POLICIES",
+    "WORKLOADS",
+    "DemoSettings",
+    "GuestSettings",
+    "HostSettings",
+    "add_flags",
+    "format_size",
+    "load",
+    "parse_duration_ns",
+    "parse_size",
+]
+
+# Names only, so that --help need not load compiled code. The tables with the substance are those of guest/reporting and
+# guest/workloads; a test holds both to these.
+BACKENDS = ("shared", "model")
+POLICIES = ("boundary", "off")
+WORKLOADS = ("memhog", "page-fault", "churn", "burst", "none")
+DEFAULT_PLOT = "out/demo.png"
+
+_HOUR_NS = 3600 * 1_000_000_000
+_LONGEST_RUN_S = 30 * 24 * 3600.0
+_WHOLE = re.compile(r"[0-9]{1,20}")
+_DECIMAL = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,12})?")
+
+
+def _matched(pattern: re.Pattern[str], text: str) -> str:
+    # int() and float() take more than a setting should: underscores, infinities, digits of other scripts.
+    if not pattern.fullmatch(text):
+        raise ValueError(text)
+    return text
+
+
+def _integer(flag: str, default: int, low: int, high: int, help: str) -> Any:  # noqa: A002  argparse's word
+    return option(
+        flag,
+        str(default),
+        help=help,
+        allowed=f"{low} to {high}",
+        parse=lambda text: int(_matched(_WHOLE, text)),
+        check=lambda value: low <= value <= high,
+    )
+
+
+def _choice(flag: str, choices: tuple[str, ...], help: str) -> Any:  # noqa: A002  argparse's word
+    return option(
+        flag, choices[0], help=help, allowed=", ".join(choices), parse=str, check=lambda value: value in choices
+    )
+
+
+def _duration(flag: str, default: str | None, help: str, *, low_ns: int = 0, unset: str = "") -> Any:  # noqa: A002
+    return option(
+        flag,
+        default,
+        help=help,
+        allowed=f"{'1ms' if low_ns else '0'} to 1h with a unit, such as 100ms",
+        parse=parse_duration_ns,
+        check=lambda value: low_ns <= value <= _HOUR_NS,
+        unset=unset,
+    )
+
+
+def _run_time(default: str | None, unset: str = "") -> Any:
+    return option(
+        "duration",
+        default,
+        help="how long to run",
+        allowed="more than 0 seconds and at most 30 days, such as 20 or 20s",
+        parse=parse_seconds,
+        check=lambda value: 0 < value <= _LONGEST_RUN_S,
+        unset=unset,
+    )
+
+
+def _path(flag: str, default: str, help: str, allowed: str = "a file path") -> Any:  # noqa: A002
+    return option(flag, default, help=help, allowed=allowed, parse=str, check=lambda value: "\0" not in value)
+
+
+def _name(flag: str, default: str, help: str, unset: str = "") -> Any:  # noqa: A002
+    def is_name(value: str) -> bool:
+        try:
+            return value == default or check_name(flag, value) == value
+        except UsageError:
+            return False
+
+    allowed = "1 to 32 characters of a-z, 0-9 and inner hyphens"
+    return option(flag, default, help=help, allowed=allowed, parse=str, check=is_name, unset=unset)
+
+
+def _is_memory(value: int) -> bool:
+    try:
+        return check_memory_bytes(value) > 0
+    except UsageError:
+        return False
+
+
+def _inhibit_discard() -> Any:
+    return switch(
+        "inhibit-discard", default=False, help="acknowledge reports, discard nothing, as with pinned memory (S12)"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _RunSettings(Settings):
+    """What every command has."""
+
+    duration_s: float | None = _run_time(None, unset="until stopped")
+    json: str = _path("json", "", "write the result as one JSON object", "a file path, or - for standard output")
+    force: bool = switch("force", default=False, help="overwrite files that exist")
+    quiet: bool = switch("quiet", default=False, help="no live view and no lines while running")
+    settings: str = _path(
+        "settings", "", "read settings from this TOML file; flags win over it", "a path of a TOML file"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _MachineSettings(_RunSettings):
+    """A guest's memory, its allocator, its reporting and its work. Values of v9 where v9 has one (reference 1)."""
+
+    memory: int = option(
+        "memory",
+        "512MiB",
+        help="memory of a guest",
+        allowed="a multiple of 2MiB from 16MiB to 1TiB, such as 512MiB",
+        parse=parse_size,
+        check=_is_memory,
+    )
+    vcpus: int = _integer("vcpus", 2, 1, 64, "vCPU threads of a guest")
+    backend: str = _choice("backend", BACKENDS, "real memory, or a model of it without RAM")
+    policy: str = _choice("policy", POLICIES, "reporting policy")
+    min_order: int = _integer("min-order", 9, 0, TOP_ORDER, "smallest order that is reported")  # pageblock_order
+    delay_ns: int | None = _duration("delay", None, "wait between request and run", unset="that of the policy")
+    capacity: int = _integer("capacity", 16, 1, 1024, "most blocks in one report")  # v9: min(ring size, 16)
+    high_water_mark: int = _integer(
+        "high-water-mark", 32, 0, 1 << 20, "unreported free blocks of one order that request a run"
+    )
+    deadline_ns: int = _duration("deadline", "1s", "wait for an acknowledgement before giving up", low_ns=1_000_000)
+    pcp_batch: int = _integer("pcp-batch", 63, 0, 1024, "pages moved to or from a per-CPU list at once; 0: no lists")
+    pcp_high: int = _integer("pcp-high", 0, 0, 1 << 20, "pages that a per-CPU list holds; 0: derived from the batch")
+    shuffle: bool = switch("shuffle", default=False, help="shuffle free pages")
+    merge_likely: bool = switch("merge-likely", default=True, help="free to the tail when a merge is likely")
+    workload: str = _choice("workload", WORKLOADS, "what the vCPUs do")
+    work_order: int = _integer("work-order", 9, 0, TOP_ORDER, "order that memhog and page-fault allocate at")
+    fill: float = option(
+        "fill",
+        "0.7",
+        help="share of memory that the workload uses",
+        allowed="0.01 to 0.95",
+        parse=lambda text: float(_matched(_DECIMAL, text)),
+        check=lambda value: 0.01 <= value <= 0.95,
+    )
+    hold_ns: int = _duration("hold", "1s", "how long memhog and burst keep their memory")
+    idle_ns: int = _duration("idle", "3s", "how long they then stay idle")
+    seed: int = _integer("seed", 1, 0, (1 << 32) - 1, "seed of everything random")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuestSettings(_MachineSettings):
+    """``python -m guest``."""
+
+    table: ClassVar[str] = "guest"
+
+    host: str = _name("host", "lab", "name of the lab, the one that a host was started with")
+    name: str = _name("name", "", "name of this guest", unset="guest-PID")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostSettings(_RunSettings):
+    """``python -m host``."""
+
+    table: ClassVar[str] = "host"
+
+    name: str = _name("name", "lab", "name of the lab; guests find the host by it")
+    slow_ns: int = _duration("slow", "0", "sleep at every report, to see how guests fare with a slow host")
+    slow_where: str = _choice("slow-where", ("before", "inside"), "sleep before the gate is taken, or while holding it")
+    inhibit_discard: bool = _inhibit_discard()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoSettings(_MachineSettings):
+    """``run_demo.py``: one host and some guests."""
+
+    table: ClassVar[str] = "demo"
+
+    guests: int = _integer("guests", 2, 1, 64, "how many guests")
+    duration_s: float = _run_time("12s")
+    plot: str = _path("plot", DEFAULT_PLOT, "draw the picture to this file", "a file path (.png, .svg, .pdf)")
+    inhibit_discard: bool = _inhibit_discard()
+
+    @property
+    def may_overwrite_plot(self) -> bool:
+        """Whether the picture may replace a file: asked for, or the default place that each run replaces."""
+        return self.force or self.plot == DEFAULT_PLOT

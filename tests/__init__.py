@@ -1,0 +1,1 @@
+"""Tests, by package; tests that hold an invariant carry its identifier."""
