@@ -1,0 +1,373 @@
+"""The zone segment as flat NumPy dtypes, and the word offsets that kernels use.
+
+``[header | per-CPU slots | links u32x2 a page | page state u16 | resident map u8 | pageblock types u8]``
+
+The dtypes are the truth; every ``W_*`` constant is derived from them. A byte copy of the segment is a complete
+snapshot of the allocator. Metadata per page: 8 + 2 + 1 bytes, plus header, slots and list heads.
+
+Layout of a page's state (u16):
+
+======  ===========================================================================
+bits    meaning
+======  ===========================================================================
+0-3     order of the block that this page is the head of
+4-6     kind: 0 interior, 1 free, 2 allocated, 3 in flight, 4 on a per-CPU list
+7       Reported: on a free list and already given back (PG_reported)
+8-10    migratetype of the list it is on, or that it was allocated for
+======  ===========================================================================
+
+Links are pairs (next, prev) of node numbers: a pfn, or a list head. Head of free list (order, migratetype) is node
+``n_pages + migratetype * N_ORDERS + order``; heads of the per-CPU lists follow.
+
+Why one u32 pair a page and the state apart: a free must look at its buddy's *state* only, and 32 states share a
+cache line, so a lone free touches one link line; packing both links into one u64 costs a read-modify-write each.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from common.geometry import N_MIGRATETYPES, N_ORDERS, PAGEBLOCK_ORDER, PCP_MIGRATETYPES
+
+__all__ = [
+    "ALLOCATED",
+    "BLOCK_MT_MASK",
+    "BLOCK_SAVED_SHIFT",
+    "CPU_DTYPE",
+    "CPU_WORDS",
+    "C_ALLOCATED_BYTES",
+    "C_ALLOCATIONS",
+    "C_COUNT",
+    "C_DRAINS",
+    "C_FIRST_TOUCHES",
+    "C_FREED_BYTES",
+    "C_FREES",
+    "C_LOCK",
+    "C_OWNER_PID",
+    "C_RANDOM_BITS",
+    "C_RANDOM_STATE",
+    "C_RANDOM_WORD",
+    "C_REFAULTS",
+    "C_REFILLS",
+    "C_VIOLATIONS",
+    "FREE",
+    "HEADER_DTYPE",
+    "HEADER_WORDS",
+    "HEAD_MASK",
+    "INTERIOR",
+    "IN_FLIGHT",
+    "KIND_MASK",
+    "KIND_SHIFT",
+    "LAYOUT_VERSION",
+    "MAGIC",
+    "MT_MASK",
+    "MT_SHIFT",
+    "NEVER_TOUCHED",
+    "N_FREE_LISTS",
+    "N_PCP_LISTS",
+    "ON_PCP",
+    "ORDER_MASK",
+    "PCP_LOW_ORDERS",
+    "REPORTED",
+    "RESIDENT",
+    "RETURNED",
+    "TRIGGER_HIGH_WATER_MARK",
+    "TRIGGER_OFF",
+    "W_ACTIVE",
+    "W_ALLOCATIONS",
+    "W_BLOCK_OFFSET",
+    "W_BOUNDARY",
+    "W_CLAIMED_PAGEBLOCKS",
+    "W_CREATED_NS",
+    "W_DEVICE_PID",
+    "W_EPOCH",
+    "W_FAILED_ALLOCATIONS",
+    "W_FREES",
+    "W_FREE_PAGES",
+    "W_HIGH_WATERMARK",
+    "W_HIGH_WATER_MARK",
+    "W_IN_FLIGHT_BLOCKS",
+    "W_IN_FLIGHT_MAX_BLOCKS",
+    "W_IN_FLIGHT_PAGES",
+    "W_ISOLATED_PAGES",
+    "W_LAYOUT_VERSION",
+    "W_LINK_OFFSET",
+    "W_LOW_WATERMARK",
+    "W_MAGIC",
+    "W_MERGE_LIKELY",
+    "W_MIN_ORDER",
+    "W_MIN_WATERMARK",
+    "W_NODES_VISITED",
+    "W_NR_FREE",
+    "W_N_CPUS",
+    "W_N_PAGES",
+    "W_OWNER_PID",
+    "W_PAGE_OFFSET",
+    "W_PCP_BATCH",
+    "W_PCP_HIGH",
+    "W_PULLED_BLOCKS",
+    "W_RAM_BYTES",
+    "W_RANDOM_BITS",
+    "W_RANDOM_STATE",
+    "W_RANDOM_WORD",
+    "W_READY",
+    "W_REFCNT",
+    "W_REPAIRS",
+    "W_REPORTED",
+    "W_REPORTING_ENABLED",
+    "W_REQUESTED",
+    "W_REQUESTS",
+    "W_RESIDENT_OFFSET",
+    "W_RETURNED_PAGES",
+    "W_ROTATED",
+    "W_RUNS",
+    "W_SEED",
+    "W_SHUFFLE_ORDER",
+    "W_STEALS",
+    "W_TOTAL_BYTES",
+    "W_TRIGGER",
+    "W_WORK",
+    "W_ZONE_LOCK",
+    "SegmentOffsets",
+    "segment_offsets",
+]
+
+MAGIC = int.from_bytes(b"FPRZONE\0", "little")
+LAYOUT_VERSION = 1
+LINE_WORDS = 8  # a 64-byte cache line in int64 words
+
+N_FREE_LISTS = N_ORDERS * N_MIGRATETYPES
+PCP_LOW_ORDERS = 4  # orders 0..PAGE_ALLOC_COSTLY_ORDER have per-CPU lists
+N_PCP_LISTS = PCP_LOW_ORDERS * PCP_MIGRATETYPES + 2  # NR_PCP_LISTS: and two of pageblock order, movable and not
+
+_line = (LINE_WORDS,)
+HEADER_DTYPE = np.dtype(
+    [
+        # Written once at creation.
+        ("magic", "<i8"),
+        ("layout_version", "<i8"),
+        ("total_bytes", "<i8"),
+        ("n_pages", "<i8"),
+        ("n_cpus", "<i8"),
+        ("link_offset", "<i8"),
+        ("page_offset", "<i8"),
+        ("resident_offset", "<i8"),
+        ("block_offset", "<i8"),
+        ("ram_bytes", "<i8"),
+        ("owner_pid", "<i8"),
+        ("epoch", "<i8"),
+        ("created_ns", "<i8"),
+        ("seed", "<i8"),
+        ("ready", "<i8"),
+        ("spare", "<i8"),
+        # Its own line: contenders spin on it.
+        ("zone_lock", "<i8", _line),
+        # Under the zone lock from here on.
+        ("free_pages", "<i8"),
+        ("isolated_pages", "<i8"),
+        ("in_flight_pages", "<i8"),
+        ("in_flight_blocks", "<i8"),
+        ("min_watermark", "<i8"),
+        ("low_watermark", "<i8"),
+        ("high_watermark", "<i8"),
+        ("pcp_batch", "<i8"),
+        ("nr_free", "<i8", (N_ORDERS,)),
+        ("reported", "<i8", (N_ORDERS,)),
+        ("reporting_enabled", "<i8"),
+        ("requested", "<i8"),
+        ("active", "<i8"),
+        ("refcnt", "<i8"),
+        ("trigger", "<i8"),
+        ("min_order", "<i8"),
+        ("high_water_mark", "<i8"),
+        ("device_pid", "<i8"),
+        ("shuffle_order", "<i8"),
+        ("merge_likely", "<i8"),
+        ("pcp_high", "<i8"),
+        ("random_state", "<i8"),
+        ("random_word", "<i8"),
+        ("random_bits", "<i8"),
+        ("boundary", "<i8", (N_FREE_LISTS,)),
+        ("rotated", "<i8", (N_ORDERS,)),
+        # Statistics, under the zone lock too.
+        ("allocations", "<i8"),
+        ("frees", "<i8"),
+        ("requests", "<i8"),
+        ("runs", "<i8"),
+        ("nodes_visited", "<i8"),
+        ("pulled_blocks", "<i8"),
+        ("in_flight_max_blocks", "<i8"),
+        ("returned_pages", "<i8"),
+        ("steals", "<i8"),
+        ("claimed_pageblocks", "<i8"),
+        ("repairs", "<i8"),
+        ("failed_allocations", "<i8"),
+        # sem_t of the reporter's work queue.
+        ("work", "<i8", _line),
+        ("padding", "<i8", (3,)),  # the per-CPU slots behind start on a cache line
+    ],
+    align=False,
+)
+
+CPU_DTYPE = np.dtype(
+    [
+        ("lock", "<i8", _line),
+        ("count", "<i8"),
+        ("owner_pid", "<i8"),
+        ("random_state", "<i8"),
+        ("random_word", "<i8"),
+        ("random_bits", "<i8"),
+        ("allocations", "<i8"),
+        ("frees", "<i8"),
+        ("refills", "<i8"),
+        ("drains", "<i8"),
+        # Written by the slot's own thread alone, outside any lock.
+        ("refaults", "<i8"),
+        ("first_touches", "<i8"),
+        ("allocated_bytes", "<i8"),
+        ("freed_bytes", "<i8"),
+        ("violations", "<i8"),
+        ("spare", "<i8", (2,)),
+    ],
+    align=False,
+)
+
+
+def _word(dtype: np.dtype[Any], field: str) -> int:
+    fields = dtype.fields
+    assert fields is not None
+    offset = int(fields[field][1])
+    assert offset % 8 == 0, field
+    return offset // 8
+
+
+# Word offsets in the header: ctl[W_FREE_PAGES] is header.free_pages.
+W_MAGIC = _word(HEADER_DTYPE, "magic")
+W_LAYOUT_VERSION = _word(HEADER_DTYPE, "layout_version")
+W_TOTAL_BYTES = _word(HEADER_DTYPE, "total_bytes")
+W_N_PAGES = _word(HEADER_DTYPE, "n_pages")
+W_N_CPUS = _word(HEADER_DTYPE, "n_cpus")
+W_LINK_OFFSET = _word(HEADER_DTYPE, "link_offset")
+W_PAGE_OFFSET = _word(HEADER_DTYPE, "page_offset")
+W_RESIDENT_OFFSET = _word(HEADER_DTYPE, "resident_offset")
+W_BLOCK_OFFSET = _word(HEADER_DTYPE, "block_offset")
+W_RAM_BYTES = _word(HEADER_DTYPE, "ram_bytes")
+W_OWNER_PID = _word(HEADER_DTYPE, "owner_pid")
+W_EPOCH = _word(HEADER_DTYPE, "epoch")
+W_CREATED_NS = _word(HEADER_DTYPE, "created_ns")
+W_SEED = _word(HEADER_DTYPE, "seed")
+W_READY = _word(HEADER_DTYPE, "ready")
+W_ZONE_LOCK = _word(HEADER_DTYPE, "zone_lock")
+W_FREE_PAGES = _word(HEADER_DTYPE, "free_pages")
+W_ISOLATED_PAGES = _word(HEADER_DTYPE, "isolated_pages")
+W_IN_FLIGHT_PAGES = _word(HEADER_DTYPE, "in_flight_pages")
+W_IN_FLIGHT_BLOCKS = _word(HEADER_DTYPE, "in_flight_blocks")
+W_MIN_WATERMARK = _word(HEADER_DTYPE, "min_watermark")
+W_LOW_WATERMARK = _word(HEADER_DTYPE, "low_watermark")
+W_HIGH_WATERMARK = _word(HEADER_DTYPE, "high_watermark")
+W_PCP_BATCH = _word(HEADER_DTYPE, "pcp_batch")
+W_NR_FREE = _word(HEADER_DTYPE, "nr_free")
+W_REPORTED = _word(HEADER_DTYPE, "reported")
+W_REPORTING_ENABLED = _word(HEADER_DTYPE, "reporting_enabled")
+W_REQUESTED = _word(HEADER_DTYPE, "requested")
+W_ACTIVE = _word(HEADER_DTYPE, "active")
+W_REFCNT = _word(HEADER_DTYPE, "refcnt")
+W_TRIGGER = _word(HEADER_DTYPE, "trigger")
+W_MIN_ORDER = _word(HEADER_DTYPE, "min_order")
+W_HIGH_WATER_MARK = _word(HEADER_DTYPE, "high_water_mark")
+W_DEVICE_PID = _word(HEADER_DTYPE, "device_pid")
+W_SHUFFLE_ORDER = _word(HEADER_DTYPE, "shuffle_order")
+W_MERGE_LIKELY = _word(HEADER_DTYPE, "merge_likely")
+W_PCP_HIGH = _word(HEADER_DTYPE, "pcp_high")
+W_RANDOM_STATE = _word(HEADER_DTYPE, "random_state")
+W_RANDOM_WORD = _word(HEADER_DTYPE, "random_word")
+W_RANDOM_BITS = _word(HEADER_DTYPE, "random_bits")
+W_BOUNDARY = _word(HEADER_DTYPE, "boundary")
+W_ROTATED = _word(HEADER_DTYPE, "rotated")
+W_ALLOCATIONS = _word(HEADER_DTYPE, "allocations")
+W_FREES = _word(HEADER_DTYPE, "frees")
+W_REQUESTS = _word(HEADER_DTYPE, "requests")
+W_RUNS = _word(HEADER_DTYPE, "runs")
+W_NODES_VISITED = _word(HEADER_DTYPE, "nodes_visited")
+W_PULLED_BLOCKS = _word(HEADER_DTYPE, "pulled_blocks")
+W_IN_FLIGHT_MAX_BLOCKS = _word(HEADER_DTYPE, "in_flight_max_blocks")
+W_RETURNED_PAGES = _word(HEADER_DTYPE, "returned_pages")
+W_STEALS = _word(HEADER_DTYPE, "steals")
+W_CLAIMED_PAGEBLOCKS = _word(HEADER_DTYPE, "claimed_pageblocks")
+W_REPAIRS = _word(HEADER_DTYPE, "repairs")
+W_FAILED_ALLOCATIONS = _word(HEADER_DTYPE, "failed_allocations")
+W_WORK = _word(HEADER_DTYPE, "work")
+
+# Word offsets in a per-CPU slot: ctl[slot + C_COUNT].
+C_LOCK = _word(CPU_DTYPE, "lock")
+C_COUNT = _word(CPU_DTYPE, "count")
+C_OWNER_PID = _word(CPU_DTYPE, "owner_pid")
+C_RANDOM_STATE = _word(CPU_DTYPE, "random_state")
+C_RANDOM_WORD = _word(CPU_DTYPE, "random_word")
+C_RANDOM_BITS = _word(CPU_DTYPE, "random_bits")
+C_ALLOCATIONS = _word(CPU_DTYPE, "allocations")
+C_FREES = _word(CPU_DTYPE, "frees")
+C_REFILLS = _word(CPU_DTYPE, "refills")
+C_DRAINS = _word(CPU_DTYPE, "drains")
+C_REFAULTS = _word(CPU_DTYPE, "refaults")
+C_FIRST_TOUCHES = _word(CPU_DTYPE, "first_touches")
+C_ALLOCATED_BYTES = _word(CPU_DTYPE, "allocated_bytes")
+C_FREED_BYTES = _word(CPU_DTYPE, "freed_bytes")
+C_VIOLATIONS = _word(CPU_DTYPE, "violations")
+
+assert HEADER_DTYPE.itemsize % 64 == 0
+assert CPU_DTYPE.itemsize % 64 == 0
+HEADER_WORDS = HEADER_DTYPE.itemsize // 8
+CPU_WORDS = CPU_DTYPE.itemsize // 8
+
+# A page's state.
+ORDER_MASK = 0xF
+KIND_SHIFT = 4
+KIND_MASK = 0x7 << KIND_SHIFT
+HEAD_MASK = ORDER_MASK | KIND_MASK
+INTERIOR = 0
+FREE = 1 << KIND_SHIFT
+ALLOCATED = 2 << KIND_SHIFT
+IN_FLIGHT = 3 << KIND_SHIFT
+ON_PCP = 4 << KIND_SHIFT
+REPORTED = 1 << 7
+MT_SHIFT = 8
+MT_MASK = 0x7 << MT_SHIFT
+
+# The resident map, beside the page records.
+NEVER_TOUCHED = 0
+RESIDENT = 1
+RETURNED = 2
+
+# Pageblock byte: its migratetype, and above it the one it had before isolation.
+BLOCK_MT_MASK = 0x7
+BLOCK_SAVED_SHIFT = 4
+
+# What asks for a reporting run in the free path.
+TRIGGER_OFF = 0
+TRIGGER_HIGH_WATER_MARK = 1
+
+
+class SegmentOffsets(NamedTuple):
+    """Byte offsets of the parts of a zone segment, and its size."""
+
+    link: int
+    page: int
+    resident: int
+    block: int
+    total: int
+
+
+def segment_offsets(n_pages: int, n_cpus: int) -> SegmentOffsets:
+    """Where each part lies in a segment for ``n_pages`` pages and ``n_cpus`` per-CPU slots, each 64-byte aligned."""
+
+    def aligned(offset: int) -> int:
+        return -(-offset // 64) * 64
+
+    link = aligned(HEADER_DTYPE.itemsize + n_cpus * CPU_DTYPE.itemsize)
+    page = aligned(link + 8 * (n_pages + N_FREE_LISTS + n_cpus * N_PCP_LISTS))
+    resident = aligned(page + 2 * n_pages)
+    block = aligned(resident + n_pages)
+    return SegmentOffsets(link, page, resident, block, aligned(block + (n_pages >> PAGEBLOCK_ORDER)))

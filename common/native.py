@@ -1,0 +1,212 @@
+"""The boundary between Python and compiled code: the kernel decorator and the few things Numba has no word for.
+
+Everything that runs with a lock held, and everything hot, is Python compiled by Numba without the GIL. A kernel takes
+arrays and integers, decides nothing by a clock, cannot raise, and does a bounded amount of work. With
+``NUMBA_DISABLE_JIT=1`` the same functions run as plain Python (slow, for tests): each primitive here has a twin.
+
+Open question of this module: Numba's on-disk cache notices a change in a kernel's own file but not in the files of
+the functions that it calls. The cache therefore lives in a folder named after a hash of all kernel sources.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numba as _numba
+import numpy as np
+from llvmlite import ir
+from numba import types as _types
+from numba.extending import intrinsic as _intrinsic
+
+__all__ = [
+    "JIT",
+    "clock_ns",
+    "kernel",
+    "libc",
+    "mutex_consistent",
+    "mutex_lock",
+    "mutex_unlock",
+    "prefetch",
+    "semaphore_post",
+    "view_i64",
+    "view_u8",
+    "view_u16",
+    "view_u32",
+    "word_address",
+]
+
+# Numba types its functions by itself; to mypy they are Any.
+numba: Any = _numba
+types: Any = _types
+intrinsic: Any = _intrinsic
+
+libc = ctypes.CDLL(None, use_errno=True)
+_CACHE_KEPT_S = 30 * 24 * 3600
+_CLOCK_MONOTONIC = time.CLOCK_MONOTONIC
+
+
+def _cache_folder() -> Path:
+    """Folder for compiled kernels, named after the hash of every source that takes part in them."""
+    root = Path(__file__).resolve().parents[1]
+    digest = hashlib.sha256(f"{numba.__version__} {numba.config.BOUNDSCHECK} {root}".encode())
+    for folder in ("common", "guest", "benchmarks"):
+        for source in sorted((root / folder).rglob("*.py")):
+            digest.update(source.read_bytes())
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fpr-lab"
+    return base / digest.hexdigest()[:16]
+
+
+def _prepare_cache() -> None:
+    """Point Numba at the folder and drop folders of sources that nobody has used for a month."""
+    folder = _cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        os.utime(folder)
+        for other in folder.parent.iterdir():
+            if time.time() - other.stat().st_mtime > _CACHE_KEPT_S:
+                shutil.rmtree(other, ignore_errors=True)
+    except OSError:
+        return  # a read-only home: Numba falls back to __pycache__ or to compiling in memory
+    numba.config.CACHE_DIR = str(folder)
+
+
+JIT = not numba.config.DISABLE_JIT
+if JIT:
+    _prepare_cache()
+
+# nogil: kernels run while other threads do. error_model numpy: no ZeroDivisionError, so that nothing can raise
+# between lock and unlock.
+kernel: Any = numba.njit(nogil=True, cache=True, error_model="numpy")
+
+mutex_lock: Any
+mutex_unlock: Any
+mutex_consistent: Any
+semaphore_post: Any
+prefetch: Any
+clock_ns: Any
+view_i64: Any
+view_u32: Any
+word_address: Any
+view_u16: Any
+view_u8: Any
+
+if JIT:
+    # SAFETY: external symbols are resolved by name in the C library (ctypes pointers cannot be cached). Callers pass
+    # addresses inside a mapped segment, which the handle that owns the mapping keeps alive during the call.
+    mutex_lock = types.ExternalFunction("pthread_mutex_lock", types.int32(types.uintp))
+    mutex_unlock = types.ExternalFunction("pthread_mutex_unlock", types.int32(types.uintp))
+    mutex_consistent = types.ExternalFunction("pthread_mutex_consistent", types.int32(types.uintp))
+    semaphore_post = types.ExternalFunction("sem_post", types.int32(types.uintp))
+    _clock_gettime = types.ExternalFunction("clock_gettime", types.int32(types.int32, types.uintp))
+
+    @intrinsic
+    def _pointer(_context: Any, _address: Any) -> Any:
+        """The integer given as a void pointer."""
+
+        def build(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+            return builder.inttoptr(args[0], context.get_value_type(types.voidptr))
+
+        return types.voidptr(types.uintp), build
+
+    @intrinsic
+    def prefetch(_context: Any, _address: Any) -> Any:
+        """Ask for the cache line at an address; never faults, whatever the address."""
+
+        def build(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+            byte_pointer = ir.IntType(8).as_pointer()
+            word = ir.IntType(32)
+            function = builder.module.declare_intrinsic(
+                "llvm.prefetch", [byte_pointer], ir.FunctionType(ir.VoidType(), [byte_pointer, word, word, word])
+            )
+            for_write, keep_in_all_levels, data = word(1), word(3), word(1)
+            pointer = builder.inttoptr(args[0], byte_pointer)
+            builder.call(function, [pointer, for_write, keep_in_all_levels, data])
+            return context.get_dummy_value()
+
+        return types.void(types.intp), build
+
+    @numba.njit(nogil=True, cache=True)
+    def view_i64(address: int, length: int) -> Any:
+        """int64 array of ``length`` items over raw memory at ``address`` (8-byte aligned)."""
+        return numba.carray(_pointer(np.uintp(address)), length, np.int64)
+
+    @numba.njit(nogil=True, cache=True)
+    def view_u32(address: int, length: int) -> Any:
+        """uint32 array over raw memory."""
+        return numba.carray(_pointer(np.uintp(address)), length, np.uint32)
+
+    @numba.njit(nogil=True, cache=True)
+    def view_u16(address: int, length: int) -> Any:
+        """uint16 array over raw memory."""
+        return numba.carray(_pointer(np.uintp(address)), length, np.uint16)
+
+    @numba.njit(nogil=True, cache=True)
+    def view_u8(address: int, length: int) -> Any:
+        """uint8 array over raw memory."""
+        return numba.carray(_pointer(np.uintp(address)), length, np.uint8)
+
+    @numba.njit(nogil=True, cache=True)
+    def clock_ns(scratch: Any) -> int:
+        """CLOCK_MONOTONIC in ns. ``scratch``: int64[2] of the calling thread. For histograms only, never to decide."""
+        # SAFETY: the timespec is written into the caller's own array of two words.
+        _clock_gettime(np.int32(_CLOCK_MONOTONIC), np.uintp(scratch.ctypes.data))
+        return int(scratch[0] * 1_000_000_000 + scratch[1])
+
+    @numba.njit(nogil=True, cache=True)
+    def word_address(address: int, word: int) -> Any:
+        """Address of word ``word`` of the segment at ``address``, as the external functions want it."""
+        return np.uintp(address + 8 * word)
+
+else:
+
+    def _libc_call(name: str) -> Any:
+        function = getattr(libc, name)
+        function.argtypes = [ctypes.c_void_p]
+        function.restype = ctypes.c_int
+        return function
+
+    mutex_lock = _libc_call("pthread_mutex_lock")
+    mutex_unlock = _libc_call("pthread_mutex_unlock")
+    mutex_consistent = _libc_call("pthread_mutex_consistent")
+    semaphore_post = _libc_call("sem_post")
+
+    def prefetch(address: int) -> None:
+        """Nothing to do without compiled code: the interpreter's own misses dwarf these."""
+        with contextlib.suppress(TypeError):
+            del address
+
+    def _view(address: int, length: int, dtype: Any) -> Any:
+        # SAFETY: the caller vouches for the mapping, as in compiled code.
+        raw = (ctypes.c_char * (int(length) * np.dtype(dtype).itemsize)).from_address(int(address))
+        return np.frombuffer(raw, dtype=dtype)
+
+    def word_address(address: int, word: int) -> Any:
+        """Address of word ``word`` of the segment at ``address``."""
+        return int(address) + 8 * int(word)
+
+    def view_i64(address: int, length: int) -> Any:
+        """int64 array of ``length`` items over raw memory at ``address``."""
+        return _view(address, length, np.int64)
+
+    def view_u32(address: int, length: int) -> Any:
+        """uint32 array over raw memory."""
+        return _view(address, length, np.uint32)
+
+    def view_u16(address: int, length: int) -> Any:
+        """uint16 array over raw memory."""
+        return _view(address, length, np.uint16)
+
+    def view_u8(address: int, length: int) -> Any:
+        """uint8 array over raw memory."""
+        return _view(address, length, np.uint8)
+
+    def clock_ns(_scratch: Any) -> int:
+        """CLOCK_MONOTONIC in ns."""
+        return time.monotonic_ns()
