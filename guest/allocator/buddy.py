@@ -1,0 +1,163 @@
+"""Split and merge: the buddy core (mm/page_alloc.c: expand, __rmqueue_smallest, __free_one_page).
+
+Runs with the zone lock held. ``free_one`` is the one way back onto the lists, for ordinary frees and for blocks that
+were reported.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from common.geometry import N_ORDERS, PAGEBLOCK_ORDER, TOP_ORDER, Migratetype
+from common.layout import (
+    ALLOCATED,
+    BLOCK_MT_MASK,
+    FREE,
+    HEAD_MASK,
+    MT_SHIFT,
+    TRIGGER_HIGH_WATER_MARK,
+    W_FREE_PAGES,
+    W_HIGH_WATER_MARK,
+    W_ISOLATED_PAGES,
+    W_MERGE_LIKELY,
+    W_MIN_ORDER,
+    W_N_PAGES,
+    W_NR_FREE,
+    W_REFCNT,
+    W_REPORTED,
+    W_REPORTING_ENABLED,
+    W_REQUESTED,
+    W_REQUESTS,
+    W_SHUFFLE_ORDER,
+    W_TRIGGER,
+    W_WORK,
+)
+from common.native import kernel, semaphore_post, word_address
+from guest.allocator.lists import (
+    add_to_free_list,
+    add_to_free_list_tail,
+    del_page_from_free_list,
+    free_list_head,
+    next_node,
+)
+from guest.allocator.shuffle import random_bit
+from guest.allocator.view import blocks_of, ctl_of, pages_of
+
+__all__ = ["account_free", "free_one", "notify_free", "pageblock_type", "request_run", "take_smallest"]
+
+ISOLATE = int(Migratetype.ISOLATE)
+
+
+@kernel
+def pageblock_type(zone, pfn):  # type: ignore[no-untyped-def]
+    """Migratetype of the pageblock of ``pfn`` (get_pageblock_migratetype)."""
+    return np.int64(blocks_of(zone)[pfn >> PAGEBLOCK_ORDER]) & BLOCK_MT_MASK
+
+
+@kernel
+def account_free(zone, pages, migratetype):  # type: ignore[no-untyped-def]
+    """Add ``pages`` (may be negative) to the free or the isolated count (__mod_zone_freepage_state)."""
+    if migratetype == ISOLATE:
+        ctl_of(zone)[W_ISOLATED_PAGES] += pages
+    else:
+        ctl_of(zone)[W_FREE_PAGES] += pages
+
+
+@kernel
+def request_run(zone):  # type: ignore[no-untyped-def]
+    """Set REQUESTED and, when it is the first, queue the work (__page_reporting_request, B2)."""
+    if ctl_of(zone)[W_REQUESTED] or not ctl_of(zone)[W_REPORTING_ENABLED]:
+        return
+    ctl_of(zone)[W_REQUESTED] = 1
+    ctl_of(zone)[W_REQUESTS] += 1
+    ctl_of(zone)[W_REFCNT] += 1
+    if ctl_of(zone)[W_REFCNT] == 1:
+        # SAFETY: the semaphore lies in the mapped header; posting never blocks.
+        semaphore_post(word_address(zone.ctl, W_WORK))
+
+
+@kernel
+def notify_free(zone, order):  # type: ignore[no-untyped-def]
+    """Is a run due? Asked after each ordinary free, with the order it merged to (reference 1.3; B3, P3, S15)."""
+    if not ctl_of(zone)[W_REPORTING_ENABLED] or order < ctl_of(zone)[W_MIN_ORDER] or ctl_of(zone)[W_REQUESTED]:
+        return
+    if ctl_of(zone)[W_TRIGGER] != TRIGGER_HIGH_WATER_MARK:
+        return
+    if ctl_of(zone)[W_NR_FREE + order] >= ctl_of(zone)[W_REPORTED + order] + ctl_of(zone)[W_HIGH_WATER_MARK]:
+        request_run(zone)
+
+
+@kernel
+def take_smallest(zone, order, migratetype):  # type: ignore[no-untyped-def]
+    """Allocate 2**order pages from the smallest block of ``migratetype`` that holds them, or -1.
+
+    Mirrors __rmqueue_smallest and expand: the front entry is taken, the lower half is kept, each upper half goes to
+    the front of its list, unreported (S7).
+    """
+    current = order
+    while current < N_ORDERS:
+        head = free_list_head(zone, current, migratetype)
+        pfn = next_node(zone, head)
+        if pfn != head:
+            del_page_from_free_list(zone, pfn, current)
+            while current > order:
+                current -= 1
+                add_to_free_list(zone, pfn + (1 << current), current, migratetype)
+            pages_of(zone)[pfn] = ALLOCATED | order | (migratetype << MT_SHIFT)
+            account_free(zone, -(1 << order), migratetype)
+            return pfn
+        current += 1
+    return np.int64(-1)
+
+
+@kernel
+def is_free_head(zone, pfn, order):  # type: ignore[no-untyped-def]
+    """True when ``pfn`` heads a free block of exactly ``order`` (page_is_buddy)."""
+    return pfn < ctl_of(zone)[W_N_PAGES] and np.int64(pages_of(zone)[pfn]) & HEAD_MASK == FREE | order
+
+
+@kernel
+def merge_is_likely(zone, pfn, order):  # type: ignore[no-untyped-def]
+    """True when the buddy of the block that ``pfn`` would merge into is free itself (buddy_merge_likely).
+
+    Never for the two top orders.
+    """
+    if order >= TOP_ORDER - 1 or not ctl_of(zone)[W_MERGE_LIKELY]:
+        return False
+    merged = pfn & ~(1 << order)
+    return is_free_head(zone, merged ^ (1 << (order + 1)), order + 1)
+
+
+@kernel
+def free_one(zone, pfn, order, migratetype, reported, random_store):  # type: ignore[no-untyped-def]
+    """Put a block back on the free lists, merged as far as it goes; returns (pfn, order) of what it became.
+
+    Mirrors __free_one_page. ``migratetype`` is that of the pageblock now. ``reported`` blocks go to the tail, take no
+    part in shuffling and notify nobody (S15). Merging drops the flag of a Reported buddy (S7); a block in isolation
+    never merges with one outside. The caller made ``pfn`` interior.
+    """
+    account_free(zone, 1 << order, migratetype)
+    while order < TOP_ORDER:
+        buddy = pfn ^ (1 << order)
+        if not is_free_head(zone, buddy, order):
+            break
+        if order >= PAGEBLOCK_ORDER:
+            buddy_type = pageblock_type(zone, buddy)
+            if buddy_type != migratetype and (buddy_type == ISOLATE or migratetype == ISOLATE):
+                break
+        del_page_from_free_list(zone, buddy, order)
+        pfn &= buddy
+        order += 1
+    if reported:
+        to_tail = True
+    elif order >= ctl_of(zone)[W_SHUFFLE_ORDER]:
+        to_tail = random_bit(ctl_of(zone), random_store) == 1
+    else:
+        to_tail = merge_is_likely(zone, pfn, order)
+    if to_tail:
+        add_to_free_list_tail(zone, pfn, order, migratetype)
+    else:
+        add_to_free_list(zone, pfn, order, migratetype)
+    if not reported:
+        notify_free(zone, order)
+    return pfn, order

@@ -1,0 +1,266 @@
+"""Per-CPU lists (struct per_cpu_pages): order 0 to 3 and pageblock order, in front of the zone lock.
+
+A slot belongs to one vCPU thread. Its lock is uncontended but for a drain by somebody else, and comes before the zone
+lock. ``count`` and ``pcp_high`` are in pages, as in the kernel.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from common.geometry import PAGEBLOCK_ORDER, PCP_MIGRATETYPES, Migratetype
+from common.layout import (
+    ALLOCATED,
+    C_ALLOCATIONS,
+    C_COUNT,
+    C_DRAINS,
+    C_FREES,
+    C_LOCK,
+    C_RANDOM_STATE,
+    C_REFILLS,
+    CPU_WORDS,
+    HEADER_WORDS,
+    INTERIOR,
+    MT_SHIFT,
+    N_FREE_LISTS,
+    N_PCP_LISTS,
+    ON_PCP,
+    ORDER_MASK,
+    PCP_LOW_ORDERS,
+    W_FAILED_ALLOCATIONS,
+    W_N_CPUS,
+    W_N_PAGES,
+    W_PCP_BATCH,
+    W_PCP_HIGH,
+)
+from common.mutex import EOWNERDEAD
+from common.native import kernel, mutex_consistent, mutex_lock, mutex_unlock, prefetch, word_address
+from guest.allocator.buddy import is_free_head, pageblock_type
+from guest.allocator.lists import link_after, link_before, next_node, previous_node, unlink
+from guest.allocator.locked import (
+    E_LOCK,
+    E_NO_MEMORY,
+    E_OUT_OF_RANGE,
+    buddy_alloc,
+    buddy_free,
+    check_free,
+    lock_zone,
+    take_pages,
+    unlock_zone,
+)
+from guest.allocator.pageblocks import free_across_pageblocks
+from guest.allocator.repair import rebuild_slot
+from guest.allocator.view import ctl_of, open_zone, pages_of
+
+__all__ = ["alloc_pages", "cpu_slot", "drain_slot", "free_pages", "lock_slot", "pcp_list_head", "unlock_slot"]
+
+MOVABLE = int(Migratetype.MOVABLE)
+ISOLATE = int(Migratetype.ISOLATE)
+
+
+@kernel
+def cpu_slot(cpu):  # type: ignore[no-untyped-def]
+    """First word of slot ``cpu`` in ``ctl``."""
+    return HEADER_WORDS + cpu * CPU_WORDS
+
+
+@kernel
+def pcp_list_head(zone, cpu, index):  # type: ignore[no-untyped-def]
+    """Node number of the head of per-CPU list ``index`` of ``cpu``."""
+    return ctl_of(zone)[W_N_PAGES] + N_FREE_LISTS + cpu * N_PCP_LISTS + index
+
+
+@kernel
+def has_pcp_list(zone, cpu, order, migratetype):  # type: ignore[no-untyped-def]
+    """pcp_allowed_order, and a type that has per-CPU lists, and the lists are on, and the CPU is one."""
+    if cpu < 0 or cpu >= ctl_of(zone)[W_N_CPUS] or ctl_of(zone)[W_PCP_BATCH] == 0 or migratetype >= PCP_MIGRATETYPES:
+        return False
+    return order < PCP_LOW_ORDERS or order == PAGEBLOCK_ORDER
+
+
+@kernel
+def pcp_list_index(order, migratetype):  # type: ignore[no-untyped-def]
+    """order_to_pindex: three types for each low order, then movable and others of pageblock order."""
+    if order < PCP_LOW_ORDERS:
+        return order * PCP_MIGRATETYPES + migratetype
+    return N_PCP_LISTS - 2 + (0 if migratetype == MOVABLE else 1)
+
+
+@kernel
+def lock_slot(zone, cpu):  # type: ignore[no-untyped-def]
+    """Take a slot's lock; when its owner died, rebuild the slot's lists first. False: beyond recovery."""
+    address = word_address(zone.ctl, cpu_slot(cpu) + C_LOCK)
+    code = mutex_lock(address)
+    if code == 0:
+        return True
+    if code == EOWNERDEAD:
+        rebuild_slot(zone, cpu)
+        mutex_consistent(address)
+        return True
+    return False
+
+
+@kernel
+def unlock_slot(zone, cpu):  # type: ignore[no-untyped-def]
+    """Release a slot's lock."""
+    mutex_unlock(word_address(zone.ctl, cpu_slot(cpu) + C_LOCK))
+
+
+@kernel
+def refill(zone, slot, head, order, migratetype, flags):  # type: ignore[no-untyped-def]
+    """Move a batch of blocks from the zone to a per-CPU list under one hold of the zone lock (rmqueue_bulk).
+
+    Returns how many blocks, or E_LOCK. Slot lock held.
+    """
+    wanted = max(ctl_of(zone)[W_PCP_BATCH] >> order, 2)
+    if not lock_zone(zone):
+        return np.int64(E_LOCK)
+    taken = np.int64(0)
+    while taken < wanted:
+        pfn = take_pages(zone, order, migratetype, flags)
+        if pfn < 0:
+            break
+        pages_of(zone)[pfn] = ON_PCP | order | (migratetype << MT_SHIFT)
+        link_before(zone, pfn, head)
+        taken += 1
+    if taken == 0:
+        ctl_of(zone)[W_FAILED_ALLOCATIONS] += 1
+    unlock_zone(zone)
+    ctl_of(zone)[slot + C_COUNT] += taken << order
+    ctl_of(zone)[slot + C_REFILLS] += 1
+    return taken
+
+
+@kernel
+def prefetch_tail(zone, head, blocks):  # type: ignore[no-untyped-def]
+    """Ask for the records that draining ``blocks`` blocks from the tail will touch (prefetch_buddy, taken further).
+
+    In two passes, so that the misses of a whole batch overlap: the buddies' records first, then the neighbours of
+    those buddies that are about to be taken off their lists. What is read without the zone lock may be stale and
+    serves as a hint only.
+    """
+    # SAFETY: a prefetch never faults. The slot lock keeps this list as it is; nodes read are below the list heads.
+    node = previous_node(zone, head)
+    left = blocks
+    while left > 0 and node != head:
+        buddy = node ^ (1 << (np.int64(pages_of(zone)[node]) & ORDER_MASK))
+        prefetch(zone.link + 8 * buddy)
+        prefetch(zone.page + 2 * buddy)
+        node = previous_node(zone, node)
+        left -= 1
+    node = previous_node(zone, head)
+    left = blocks
+    while left > 0 and node != head:
+        order = np.int64(pages_of(zone)[node]) & ORDER_MASK
+        buddy = node ^ (1 << order)
+        if is_free_head(zone, buddy, order):
+            prefetch(zone.link + 8 * next_node(zone, buddy))
+            prefetch(zone.link + 8 * previous_node(zone, buddy))
+        node = previous_node(zone, node)
+        left -= 1
+
+
+@kernel
+def drain_blocks(zone, cpu, index, pages):  # type: ignore[no-untyped-def]
+    """Give at least ``pages`` pages of a slot back to the zone, coldest first, list by list from ``index`` on, under
+    one hold of the zone lock (free_pcppages_bulk). 0 or E_LOCK. Slot lock held.
+    """
+    slot = cpu_slot(cpu)
+    left = min(pages, ctl_of(zone)[slot + C_COUNT])
+    prefetch_tail(
+        zone,
+        pcp_list_head(zone, cpu, index),
+        left >> (np.int64(index) // PCP_MIGRATETYPES if index < N_PCP_LISTS - 2 else PAGEBLOCK_ORDER),
+    )
+    if not lock_zone(zone):
+        return E_LOCK
+    for step in range(N_PCP_LISTS):
+        head = pcp_list_head(zone, cpu, (index + step) % N_PCP_LISTS)
+        pfn = previous_node(zone, head)
+        while left > 0 and pfn != head:
+            order = np.int64(pages_of(zone)[pfn]) & ORDER_MASK
+            unlink(zone, pfn)
+            pages_of(zone)[pfn] = INTERIOR
+            free_across_pageblocks(zone, pfn, order, False, slot + C_RANDOM_STATE)
+            ctl_of(zone)[slot + C_COUNT] -= 1 << order
+            left -= 1 << order
+            pfn = previous_node(zone, head)
+        if left <= 0:
+            break
+    ctl_of(zone)[slot + C_DRAINS] += 1
+    unlock_zone(zone)
+    return 0
+
+
+@kernel
+def alloc_pages(zone, cpu, order, migratetype, flags):  # type: ignore[no-untyped-def]
+    """Allocate 2**order pages, from the per-CPU list where there is one (rmqueue_pcplist). A pfn or a code.
+
+    The watermark is checked when a list is refilled, not on each hit.
+    """
+    if not has_pcp_list(zone, cpu, order, migratetype):
+        return buddy_alloc(zone, order, migratetype, flags)
+    if not lock_slot(zone, cpu):
+        return np.int64(E_LOCK)
+    slot = cpu_slot(cpu)
+    head = pcp_list_head(zone, cpu, pcp_list_index(order, migratetype))
+    pfn = next_node(zone, head)
+    if pfn == head:
+        taken = refill(zone, slot, head, order, migratetype, flags)
+        if taken <= 0:
+            unlock_slot(zone, cpu)
+            return np.int64(E_NO_MEMORY) if taken == 0 else np.int64(E_LOCK)
+        pfn = next_node(zone, head)
+    unlink(zone, pfn)
+    pages_of(zone)[pfn] = ALLOCATED | order | (migratetype << MT_SHIFT)
+    ctl_of(zone)[slot + C_COUNT] -= 1 << order
+    ctl_of(zone)[slot + C_ALLOCATIONS] += 1
+    unlock_slot(zone, cpu)
+    return pfn
+
+
+@kernel
+def free_pages(zone, cpu, pfn, order):  # type: ignore[no-untyped-def]
+    """Free a block, onto the per-CPU list where there is one (free_unref_page). 0 or the code of ``check_free``.
+
+    A block of an isolated pageblock goes straight to the zone, and so does one whose migratetype has no such list.
+    """
+    code = check_free(zone, pfn, order)
+    if code != 0:
+        return code
+    prefetch(zone.link + 8 * pfn)  # written under the slot lock, whose release would wait for the miss
+    migratetype = pageblock_type(zone, pfn)
+    if not has_pcp_list(zone, cpu, order, migratetype):
+        return buddy_free(zone, pfn, order)
+    if not lock_slot(zone, cpu):
+        return E_LOCK
+    code = check_free(zone, pfn, order)  # again: somebody else may have freed it meanwhile, through this very slot
+    if code != 0:
+        unlock_slot(zone, cpu)
+        return code
+    slot = cpu_slot(cpu)
+    index = pcp_list_index(order, migratetype)
+    pages_of(zone)[pfn] = ON_PCP | order | (migratetype << MT_SHIFT)
+    link_after(zone, pfn, pcp_list_head(zone, cpu, index))
+    ctl_of(zone)[slot + C_COUNT] += 1 << order
+    ctl_of(zone)[slot + C_FREES] += 1
+    if ctl_of(zone)[slot + C_COUNT] >= ctl_of(zone)[W_PCP_HIGH]:
+        code = drain_blocks(zone, cpu, index, ctl_of(zone)[W_PCP_BATCH])
+    unlock_slot(zone, cpu)
+    return code
+
+
+@kernel
+def drain_slot(address, cpu):  # type: ignore[no-untyped-def]
+    """Give every page of a slot back to the zone (drain_pages). Pages given back, or a code."""
+    zone = open_zone(address)
+    if cpu < 0 or cpu >= ctl_of(zone)[W_N_CPUS]:
+        return np.int64(E_OUT_OF_RANGE)
+    if not lock_slot(zone, cpu):
+        return np.int64(E_LOCK)
+    pages = ctl_of(zone)[cpu_slot(cpu) + C_COUNT]
+    code = 0
+    if pages > 0:
+        code = drain_blocks(zone, cpu, 0, pages)
+    unlock_slot(zone, cpu)
+    return pages if code == 0 else np.int64(code)

@@ -1,0 +1,147 @@
+"""Repair after the owner of a lock died: lists and counters are rebuilt from the page records.
+
+The records are written in an order that keeps them a tiling at every instant: a block taken off a list is interior
+until its parts have heads of their own. Pages that belong to no block are therefore what the dead owner had in its
+hands, and are freed. List links are written so that the *forward* chain is whole at every instant.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from common.geometry import N_MIGRATETYPES, N_ORDERS
+from common.layout import (
+    C_COUNT,
+    CPU_WORDS,
+    FREE,
+    HEADER_WORDS,
+    IN_FLIGHT,
+    INTERIOR,
+    KIND_MASK,
+    MT_SHIFT,
+    N_FREE_LISTS,
+    N_PCP_LISTS,
+    ON_PCP,
+    ORDER_MASK,
+    REPORTED,
+    W_ACTIVE,
+    W_BOUNDARY,
+    W_FREE_PAGES,
+    W_IN_FLIGHT_BLOCKS,
+    W_IN_FLIGHT_PAGES,
+    W_ISOLATED_PAGES,
+    W_N_PAGES,
+    W_NR_FREE,
+    W_RANDOM_STATE,
+    W_REFCNT,
+    W_REPAIRS,
+    W_REPORTED,
+    W_REQUESTED,
+    W_ROTATED,
+)
+from common.native import kernel
+from guest.allocator.buddy import account_free, free_one, pageblock_type
+from guest.allocator.lists import free_list_head, link_after, link_before, next_node
+from guest.allocator.view import ctl_of, links_of, pages_of
+
+__all__ = ["empty_lists", "rebuild_slot", "rebuild_zone"]
+
+MT_FIELD = 0x7
+
+
+@kernel
+def empty_lists(zone):  # type: ignore[no-untyped-def]
+    """Make every free list empty, with its boundary at its head, and zero the counters that follow from the lists."""
+    for order in range(N_ORDERS):
+        ctl_of(zone)[W_NR_FREE + order] = 0
+        ctl_of(zone)[W_REPORTED + order] = 0
+        ctl_of(zone)[W_ROTATED + order] = 0
+        for migratetype in range(N_MIGRATETYPES):
+            head = free_list_head(zone, order, migratetype)
+            links_of(zone)[2 * head] = head
+            links_of(zone)[2 * head + 1] = head
+            ctl_of(zone)[W_BOUNDARY + migratetype * N_ORDERS + order] = head
+    ctl_of(zone)[W_FREE_PAGES] = 0
+    ctl_of(zone)[W_ISOLATED_PAGES] = 0
+    ctl_of(zone)[W_IN_FLIGHT_PAGES] = 0
+    ctl_of(zone)[W_IN_FLIGHT_BLOCKS] = 0
+
+
+@kernel
+def relink_free_block(zone, pfn, state):  # type: ignore[no-untyped-def]
+    """Put a free head back on the list that its state names: unreported in front, Reported at the boundary."""
+    order = state & ORDER_MASK
+    migratetype = (state >> MT_SHIFT) & MT_FIELD
+    head = free_list_head(zone, order, migratetype)
+    if state & REPORTED:
+        word = W_BOUNDARY + migratetype * N_ORDERS + order
+        link_before(zone, pfn, ctl_of(zone)[word])
+        ctl_of(zone)[word] = pfn
+        ctl_of(zone)[W_REPORTED + order] += 1
+    else:
+        link_after(zone, pfn, head)
+    ctl_of(zone)[W_NR_FREE + order] += 1
+    account_free(zone, 1 << order, migratetype)
+
+
+@kernel
+def rebuild_zone(zone):  # type: ignore[no-untyped-def]
+    """Rebuild all free lists and counters from the page records; zone lock held (EOWNERDEAD). Walks every page.
+
+    Every list has the shape U* R* afterwards, so a run in progress goes on with its boundaries at the first R.
+    """
+    empty_lists(zone)
+    n_pages = ctl_of(zone)[W_N_PAGES]
+    orphans = False
+    pfn = np.int64(0)
+    while pfn < n_pages:
+        state = np.int64(pages_of(zone)[pfn])
+        kind = state & KIND_MASK
+        if kind == FREE:
+            relink_free_block(zone, pfn, state)
+        elif kind == IN_FLIGHT:
+            ctl_of(zone)[W_IN_FLIGHT_BLOCKS] += 1
+            ctl_of(zone)[W_IN_FLIGHT_PAGES] += 1 << (state & ORDER_MASK)
+        elif kind == INTERIOR:
+            orphans = True
+        pfn += 1 << (state & ORDER_MASK)
+    if orphans:
+        free_orphans(zone)
+    ctl_of(zone)[W_REFCNT] = ctl_of(zone)[W_REQUESTED]
+    ctl_of(zone)[W_ACTIVE] = 1 if ctl_of(zone)[W_ACTIVE] else 0
+    ctl_of(zone)[W_REPAIRS] += 1
+
+
+@kernel
+def free_orphans(zone):  # type: ignore[no-untyped-def]
+    """Free each page that no block covers; merging makes whole blocks of them again. Zone lock held."""
+    n_pages = ctl_of(zone)[W_N_PAGES]
+    pfn = np.int64(0)
+    while pfn < n_pages:
+        state = np.int64(pages_of(zone)[pfn])
+        if state & KIND_MASK == INTERIOR:
+            became, order = free_one(zone, pfn, np.int64(0), pageblock_type(zone, pfn), False, np.int64(W_RANDOM_STATE))
+            pfn = became + (1 << order)
+        else:
+            pfn += 1 << (state & ORDER_MASK)
+
+
+@kernel
+def rebuild_slot(zone, cpu):  # type: ignore[no-untyped-def]
+    """Mend a per-CPU slot whose owner died in it: backward links and count follow from the forward chains.
+
+    Slot lock held. A node that is no longer on a per-CPU list ends its chain.
+    """
+    count = np.int64(0)
+    for index in range(N_PCP_LISTS):
+        head = ctl_of(zone)[W_N_PAGES] + N_FREE_LISTS + cpu * N_PCP_LISTS + index
+        last = head
+        node = next_node(zone, head)
+        while node < ctl_of(zone)[W_N_PAGES] and np.int64(pages_of(zone)[node]) & KIND_MASK == ON_PCP:
+            links_of(zone)[2 * node + 1] = last
+            count += 1 << (np.int64(pages_of(zone)[node]) & ORDER_MASK)
+            last = node
+            node = next_node(zone, node)
+        links_of(zone)[2 * last] = head
+        links_of(zone)[2 * head + 1] = last
+    ctl_of(zone)[HEADER_WORDS + cpu * CPU_WORDS + C_COUNT] = count

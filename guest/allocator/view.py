@@ -1,0 +1,76 @@
+"""A zone as kernels see it: six integers, and accessors that turn them into arrays where they are used.
+
+Why not arrays: an array from Python is reference counted by atomic additions at each call, and a tuple of arrays is
+dozens of words to pass; both cost more than an allocation. Six integers travel in registers, and an accessor followed
+by an index compiles to one load or store.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from common.geometry import PAGEBLOCK_ORDER
+from common.layout import (
+    CPU_WORDS,
+    HEADER_WORDS,
+    N_FREE_LISTS,
+    N_PCP_LISTS,
+    W_BLOCK_OFFSET,
+    W_LINK_OFFSET,
+    W_N_CPUS,
+    W_N_PAGES,
+    W_PAGE_OFFSET,
+)
+from common.native import kernel, view_i64, view_u8, view_u16, view_u32
+
+__all__ = ["ZoneView", "blocks_of", "ctl_of", "links_of", "open_zone", "pages_of"]
+
+
+class ZoneView(NamedTuple):
+    """Where the parts of one zone lie in this process. It owns nothing."""
+
+    ctl: Any  # address of the header words and the per-CPU slots behind them
+    link: Any
+    page: Any
+    block: Any
+    n_pages: Any
+    n_cpus: Any
+
+
+@kernel
+def open_zone(address):  # type: ignore[no-untyped-def]
+    """View of the zone segment mapped at ``address``."""
+    # SAFETY: the caller's handle checked the header when it attached, and keeps the mapping alive.
+    header = view_i64(address, HEADER_WORDS)
+    return ZoneView(
+        address,
+        address + header[W_LINK_OFFSET],
+        address + header[W_PAGE_OFFSET],
+        address + header[W_BLOCK_OFFSET],
+        header[W_N_PAGES],
+        header[W_N_CPUS],
+    )
+
+
+@kernel
+def ctl_of(zone):  # type: ignore[no-untyped-def]
+    """int64[]: header words, then the words of the per-CPU slots."""
+    return view_i64(zone.ctl, HEADER_WORDS + zone.n_cpus * CPU_WORDS)
+
+
+@kernel
+def links_of(zone):  # type: ignore[no-untyped-def]
+    """uint32[2 * nodes]: next and prev of each node."""
+    return view_u32(zone.link, 2 * (zone.n_pages + N_FREE_LISTS + zone.n_cpus * N_PCP_LISTS))
+
+
+@kernel
+def pages_of(zone):  # type: ignore[no-untyped-def]
+    """uint16[n_pages]: state of each page."""
+    return view_u16(zone.page, zone.n_pages)
+
+
+@kernel
+def blocks_of(zone):  # type: ignore[no-untyped-def]
+    """uint8[pageblocks]: type of each pageblock."""
+    return view_u8(zone.block, zone.n_pages >> PAGEBLOCK_ORDER)

@@ -1,0 +1,465 @@
+"""A process's handle on a zone: the readable face of the kernels."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import secrets
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from common import layout
+from common.errors import (
+    AllocatorError,
+    DoubleFreeError,
+    InvariantViolation,
+    MachineError,
+    OutOfRangeError,
+    SegmentError,
+    UsageError,
+    WrongOrderError,
+)
+from common.geometry import N_ORDERS, PAGE_BYTES, TOP_ORDER, Migratetype, check_memory_bytes
+from common.mutex import initialise_mutex, initialise_semaphore
+from common.names import zone_object
+from common.segment import Segment
+from guest.allocator import entry, locked, percpu, validate
+
+__all__ = ["Zone", "ZoneSettings", "ZoneStatistics"]
+
+
+@dataclass(frozen=True)
+class ZoneSettings:
+    """What a zone is created with. Watermarks and ``pcp_high`` of 0 are derived as the kernel does.
+
+    Attributes:
+        memory_bytes: 16 MiB to 1 TiB, whole pageblocks.
+        cpus: per-CPU slots, for all processes together.
+        pcp_batch: order-0 blocks moved between a per-CPU list and the zone at once; 0 turns the lists off.
+        pcp_high: pages on a slot's lists from which a free drains a batch.
+        ram_bytes: size of the RAM object (0 with the model backend); for those who attach.
+    """
+
+    memory_bytes: int
+    cpus: int = 8
+    pcp_batch: int = 63  # zone_batchsize() of any zone above 256 MiB
+    pcp_high: int = 0
+    shuffle: bool = False
+    merge_likely: bool = True
+    seed: int = 1
+    min_order: int = 9
+    high_water_mark: int = 32
+    trigger: str = "hwm"
+    min_watermark: int = 0
+    low_watermark: int = 0
+    high_watermark: int = 0
+    ram_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class ZoneStatistics:
+    """One look at the counters. Pages unless the name says otherwise; cumulative where it names events."""
+
+    n_pages: int
+    free_pages: int
+    isolated_pages: int
+    pcp_pages: int
+    in_flight_pages: int
+    in_flight_blocks: int
+    in_flight_max_blocks: int
+    allocated_pages: int
+    nr_free: tuple[int, ...]
+    reported: tuple[int, ...]
+    reported_pages: int
+    resident_pages: int
+    returned_pages: int
+    refaults: int
+    first_touches: int
+    allocations: int
+    frees: int
+    failed_allocations: int
+    allocated_bytes: int
+    freed_bytes: int
+    violations: int
+    requested: bool
+    active: bool
+    requests: int
+    runs: int
+    pulled_blocks: int
+    nodes_visited: int
+    steals: int
+    repairs: int
+
+
+_TRIGGERS = {"off": layout.TRIGGER_OFF, "hwm": layout.TRIGGER_HIGH_WATER_MARK}
+
+
+def _derived_watermarks(n_pages: int) -> tuple[int, int, int]:
+    """min, low, high in pages: init_per_zone_wmark_min and __setup_per_zone_wmarks with a scale factor of 10."""
+    kilobytes = n_pages * PAGE_BYTES >> 10
+    min_free_kilobytes = min(max(math.isqrt(kilobytes * 16), 128), 262144)
+    lowest = (min_free_kilobytes << 10) // PAGE_BYTES
+    step = max(lowest // 4, n_pages * 10 // 10000)
+    return lowest, lowest + step, lowest + 2 * step
+
+
+class Zone:
+    """The zone, mapped here. Methods may be called from any thread; a method that takes locks says so."""
+
+    def __init__(self, segment: Segment) -> None:
+        self._segment = segment
+        self.address = segment.address
+        header = segment.header
+        self.n_pages = int(header["n_pages"])
+        self.n_cpus = int(header["n_cpus"])
+        self.metadata_bytes = int(header["total_bytes"])
+        self.ram_bytes = int(header["ram_bytes"])
+        self.min_order = int(header["min_order"])
+        self.owner_pid = int(header["owner_pid"])
+        self.epoch = int(header["epoch"])
+        self.work_address = segment.address + 8 * layout.W_WORK
+        parts = layout.segment_offsets(self.n_pages, self.n_cpus)
+        control_words = layout.HEADER_WORDS + self.n_cpus * layout.CPU_WORDS
+        self._control = segment.bytes[: 8 * control_words].view(np.int64)
+        self._page = segment.bytes[parts.page : parts.page + 2 * self.n_pages].view(np.uint16)
+        self._resident = segment.bytes[parts.resident : parts.resident + self.n_pages]
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def create(cls, lab: str, guest: str, *, settings: ZoneSettings) -> Zone:
+        """A new named zone, all of it free. Raises ``UsageError``, ``NameInUseError`` or ``MachineError``."""
+        return cls._create(settings, zone_object(lab, guest))
+
+    @classmethod
+    def private(cls, settings: ZoneSettings) -> Zone:
+        """A zone in this process's own memory: tests, virtual time."""
+        return cls._create(settings, "")
+
+    @classmethod
+    def attach(cls, lab: str, guest: str, *, read_only: bool = False) -> Zone:
+        """The zone of a running guest. Raises ``SegmentError`` (missing, a stranger's, another version)."""
+        return cls(Segment.attach(zone_object(lab, guest), writable=not read_only))
+
+    @classmethod
+    def _create(cls, settings: ZoneSettings, name: str) -> Zone:
+        n_pages = check_memory_bytes(settings.memory_bytes)
+        _check_settings(settings)
+        offsets = layout.segment_offsets(n_pages, settings.cpus)
+        segment = Segment.create(name, offsets.total) if name else Segment.private(offsets.total)
+        try:
+            _fill_header(segment.header, settings, n_pages, offsets)
+            initialise_mutex(segment.address + 8 * layout.W_ZONE_LOCK)
+            initialise_semaphore(segment.address + 8 * layout.W_WORK)
+            slot_bytes = layout.CPU_DTYPE.itemsize
+            for cpu in range(settings.cpus):
+                initialise_mutex(segment.address + layout.HEADER_DTYPE.itemsize + cpu * slot_bytes)
+            blocks = np.arange(n_pages >> TOP_ORDER, dtype=np.int64) << TOP_ORDER
+            if settings.shuffle:
+                blocks = np.random.default_rng(settings.seed).permutation(blocks)  # shuffle_free_memory
+            entry.initialise_zone(segment.address, blocks)
+            segment.header["ready"] = 1
+            return cls(segment)
+        except BaseException:
+            segment.unlink()
+            raise
+
+    def close(self) -> None:
+        """Drop the mapping. No other call may be in progress or follow."""
+        del self._control, self._page, self._resident
+        self._segment.close()
+
+    def unlink(self) -> None:
+        """Remove the name."""
+        self._segment.unlink()
+
+    # -- allocate and free --------------------------------------------------------------------------------------------
+
+    def alloc(
+        self, order: int = 0, migratetype: Migratetype = Migratetype.MOVABLE, *, cpu: int = -1, flags: int = 0
+    ) -> int | None:
+        """First pfn of 2**order pages (alloc_pages), or None when the watermark or the lists forbid.
+
+        ``cpu`` is the caller's per-CPU slot, -1 to go past the per-CPU lists. Takes the slot lock, then the zone lock.
+
+        Raises:
+            OutOfRangeError: no such order or migratetype.
+        """
+        if not 0 <= order < N_ORDERS:
+            raise OutOfRangeError(f"order {order}; allowed is 0 to {TOP_ORDER}")
+        if not 0 <= migratetype < Migratetype.ISOLATE:
+            raise OutOfRangeError(f"migratetype {migratetype}; nothing is allocated from ISOLATE")
+        self._check_cpu(cpu)
+        pfn = int(entry.zone_alloc(self.address, cpu, order, int(migratetype), flags))
+        if pfn >= 0:
+            return pfn
+        if pfn == locked.E_NO_MEMORY:
+            return None
+        raise _error(pfn, f"allocation of order {order}")
+
+    def free(self, pfn: int, order: int = 0, *, cpu: int = -1) -> None:
+        """Free a block (free_pages). A refused free changes nothing.
+
+        Raises:
+            DoubleFreeError, WrongOrderError, OutOfRangeError: what is wrong with it.
+        """
+        self._check_cpu(cpu)
+        if not (0 <= pfn < self.n_pages and 0 <= order < N_ORDERS):
+            raise OutOfRangeError(f"free of pfn {pfn}, order {order}: the zone has {self.n_pages} pages, orders to 10")
+        code = int(entry.zone_free(self.address, cpu, pfn, order))
+        if code:
+            state = int(self._page[pfn])
+            raise _error(code, f"free of pfn {pfn}, order {order} (its state is {state:#06x})")
+
+    def drain(self, cpu: int) -> int:
+        """Give what a slot's lists hold back to the zone (drain_pages); returns the pages. Both locks."""
+        self._check_cpu(cpu)
+        pages = int(percpu.drain_slot(self.address, cpu))
+        if pages < 0:
+            raise _error(pages, f"drain of slot {cpu}")
+        return pages
+
+    def claim_cpu(self) -> int:
+        """A per-CPU slot for this thread until ``release_cpu``; a dead process's slot is drained and taken over.
+
+        Raises:
+            MachineError: all slots are taken.
+        """
+        for attempt in range(2):
+            cpu = int(entry.claim_slot(self.address, os.getpid()))
+            if cpu >= 0:
+                return cpu
+            if attempt == 0:
+                self._release_dead_slots()
+        raise MachineError(f"all {self.n_cpus} per-CPU slots are taken; create the zone with more cpus")
+
+    def release_cpu(self, cpu: int) -> None:
+        """Drain a claimed slot and give it up."""
+        self.drain(cpu)
+        entry.release_slot(self.address, cpu, os.getpid())
+
+    def _release_dead_slots(self) -> None:
+        for cpu in range(self.n_cpus):
+            pid = int(self._control[int(percpu.cpu_slot(cpu)) + layout.C_OWNER_PID])
+            if pid and not _alive(pid):
+                self.drain(cpu)
+                entry.release_slot(self.address, cpu, pid)
+
+    # -- pageblocks ---------------------------------------------------------------------------------------------------
+
+    def isolate(self, pageblock: int) -> None:
+        """Isolate a pageblock (start_isolate_page_range, one block). Takes the zone lock.
+
+        Raises:
+            OutOfRangeError: no such pageblock. AllocatorError: isolated already.
+        """
+        self._pageblock_call(entry_code=int(locked.locked_isolate(self.address, pageblock)), pageblock=pageblock)
+
+    def unisolate(self, pageblock: int) -> None:
+        """End a pageblock's isolation (undo_isolate_page_range). Raises as ``isolate``."""
+        self._pageblock_call(entry_code=int(locked.locked_unisolate(self.address, pageblock)), pageblock=pageblock)
+
+    def set_pageblock_migratetype(self, pageblock: int, migratetype: Migratetype) -> None:
+        """Change a pageblock's type and move its free blocks along. Takes the zone lock. Not for ISOLATE."""
+        if not 0 <= migratetype < Migratetype.ISOLATE:
+            raise OutOfRangeError(f"migratetype {migratetype}; use isolate() for ISOLATE")
+        code = int(locked.locked_set_type(self.address, pageblock, int(migratetype)))
+        self._pageblock_call(entry_code=code, pageblock=pageblock)
+
+    def _pageblock_call(self, *, entry_code: int, pageblock: int) -> None:
+        if entry_code == locked.E_NOT_ISOLATED:
+            raise AllocatorError(f"pageblock {pageblock}: its isolation is not what this call expects")
+        if entry_code:
+            raise _error(entry_code, f"pageblock {pageblock}")
+
+    def rotate(self, order: int, migratetype: Migratetype, pfn: int) -> None:
+        """Turn a free list so that ``pfn`` comes first, as compaction does. Takes the zone lock.
+
+        Raises:
+            OutOfRangeError: ``pfn`` is not on that list.
+        """
+        code = int(locked.locked_rotate(self.address, order, int(migratetype), pfn))
+        if code:
+            raise _error(code, f"rotation of list ({order}, {int(migratetype)}) to pfn {pfn}")
+
+    # -- look ---------------------------------------------------------------------------------------------------------
+
+    def free_list(self, order: int, migratetype: Migratetype) -> list[tuple[int, bool]]:
+        """(pfn, reported) of one list, front to tail. Takes the zone lock."""
+        out = np.zeros(1024, dtype=np.int64)
+        while True:
+            length = int(entry.read_list(self.address, order, int(migratetype), out))
+            if length < 0:
+                raise _error(length, "free_list")
+            if length <= out.size:
+                break
+            out = np.zeros(2 * length, dtype=np.int64)
+        return [(int(pfn), bool(self._page[pfn] & layout.REPORTED)) for pfn in out[:length]]
+
+    def statistics(self) -> ZoneStatistics:
+        """Counters as they are now, read without a lock: each is right, together they may be a moment apart."""
+        header = self._segment.header
+        slots = self._control[layout.HEADER_WORDS :].reshape(self.n_cpus, layout.CPU_WORDS)
+
+        def over_cpus(word: int) -> int:
+            return int(slots[:, word].sum())
+
+        values: dict[str, Any] = {
+            name: int(header[name])
+            for name in (
+                "free_pages",
+                "isolated_pages",
+                "in_flight_pages",
+                "in_flight_blocks",
+                "in_flight_max_blocks",
+                "returned_pages",
+                "failed_allocations",
+                "requests",
+                "runs",
+                "pulled_blocks",
+                "nodes_visited",
+                "steals",
+                "repairs",
+            )
+        }
+        pcp_pages = over_cpus(layout.C_COUNT)
+        reported = tuple(int(count) for count in header["reported"])
+        first_touches, refaults = over_cpus(layout.C_FIRST_TOUCHES), over_cpus(layout.C_REFAULTS)
+        outside = values["free_pages"] + values["isolated_pages"] + values["in_flight_pages"] + pcp_pages
+        return ZoneStatistics(
+            n_pages=self.n_pages,
+            pcp_pages=pcp_pages,
+            allocated_pages=self.n_pages - outside,
+            nr_free=tuple(int(count) for count in header["nr_free"]),
+            reported=reported,
+            reported_pages=sum(count << order for order, count in enumerate(reported)),
+            resident_pages=first_touches + refaults - values["returned_pages"],
+            refaults=refaults,
+            first_touches=first_touches,
+            allocations=int(header["allocations"]) + over_cpus(layout.C_ALLOCATIONS),
+            frees=int(header["frees"]) + over_cpus(layout.C_FREES),
+            allocated_bytes=over_cpus(layout.C_ALLOCATED_BYTES),
+            freed_bytes=over_cpus(layout.C_FREED_BYTES),
+            violations=over_cpus(layout.C_VIOLATIONS),
+            requested=bool(header["requested"]),
+            active=bool(header["active"]),
+            **values,
+        )
+
+    def page_states(self) -> np.ndarray:
+        """Copy of the page records, uint16[n_pages] (bits in ``common.layout``); no lock."""
+        return np.array(self._page)
+
+    def resident_map(self) -> np.ndarray:
+        """Copy of the resident map, uint8[n_pages]: 0 never touched, 1 resident, 2 returned; no lock."""
+        return np.array(self._resident)
+
+    def requested(self) -> bool:
+        """REQUESTED: somebody asked for a run that has not begun its last batch. Read without the lock."""
+        return bool(self._control[layout.W_REQUESTED])
+
+    def unreported_pages(self) -> int:
+        """Free pages of at least the minimum order that are not Reported."""
+        return int(entry.unreported_pages(self.address))
+
+    def snapshot(self) -> bytes:
+        """The whole segment as bytes, taken with every lock held."""
+        target = np.zeros(self.metadata_bytes, dtype=np.uint8)
+        code = int(entry.locked_copy(self.address, target))
+        if code:
+            raise _error(code, "snapshot")
+        return target.tobytes()
+
+    def validate(self) -> None:
+        """Walk every list and record with every lock held.
+
+        Raises:
+            InvariantViolation: names each breach by its identifier.
+        """
+        found = np.zeros(1 + 3 * validate.MAX_BREACHES, dtype=np.int64)
+        count = int(validate.locked_find_breaches(self.address, found))
+        if count < 0:
+            raise _error(locked.E_LOCK, "validate")
+        if count:
+            triples = found[1:].reshape(-1, 3)[: min(count, validate.MAX_BREACHES)]
+            lines = [validate.BREACHES[int(code)].format(int(one), int(two)) for code, one, two in triples]
+            raise InvariantViolation(f"{count} breaches: " + "; ".join(lines))
+
+    def _check_cpu(self, cpu: int) -> None:
+        if not -1 <= cpu < self.n_cpus:
+            raise OutOfRangeError(f"cpu {cpu}; the zone has slots 0 to {self.n_cpus - 1}, -1 goes past them")
+
+
+def _error(code: int, what: str) -> Exception:
+    """The exception for a kernel's code."""
+    if code == locked.E_DOUBLE_FREE:
+        return DoubleFreeError(f"{what}: not allocated; it is free, in flight, or inside another block")
+    if code == locked.E_WRONG_ORDER:
+        return WrongOrderError(f"{what}: allocated with another order")
+    if code == locked.E_OUT_OF_RANGE:
+        return OutOfRangeError(f"{what}: outside the zone, or not aligned to its order")
+    return SegmentError(f"{what}: the lock is beyond recovery; remove the zone and start the guest anew")
+
+
+def _alive(pid: int) -> bool:
+    with contextlib.suppress(ProcessLookupError):
+        try:
+            os.kill(pid, 0)
+        except PermissionError:
+            return True
+        return True
+    return False
+
+
+def _check_settings(settings: ZoneSettings) -> None:
+    limits = {
+        "cpus": (1, 1024),
+        "pcp_batch": (0, 4096),
+        "pcp_high": (0, 1 << 28),
+        "min_order": (0, TOP_ORDER),
+        "high_water_mark": (0, 1 << 20),
+    }
+    for key, (lowest, highest) in limits.items():
+        value = getattr(settings, key)
+        if not lowest <= value <= highest:
+            raise UsageError(f"{key}: {value}; allowed is {lowest} to {highest}")
+    if settings.trigger not in _TRIGGERS:
+        raise UsageError(f"trigger: {settings.trigger!r}; allowed are {', '.join(_TRIGGERS)}")
+
+
+def _fill_header(header: Any, settings: ZoneSettings, n_pages: int, offsets: layout.SegmentOffsets) -> None:
+    lowest, low, high = _derived_watermarks(n_pages)
+    low = settings.low_watermark or low
+    values = {
+        "magic": layout.MAGIC,
+        "layout_version": layout.LAYOUT_VERSION,
+        "total_bytes": offsets.total,
+        "n_pages": n_pages,
+        "n_cpus": settings.cpus,
+        "link_offset": offsets.link,
+        "page_offset": offsets.page,
+        "resident_offset": offsets.resident,
+        "block_offset": offsets.block,
+        "ram_bytes": settings.ram_bytes,
+        "owner_pid": os.getpid(),
+        "epoch": secrets.randbits(62) + 1,
+        "created_ns": time.monotonic_ns(),
+        "seed": settings.seed & 0xFFFF_FFFF,
+        "min_watermark": settings.min_watermark or lowest,
+        "low_watermark": low,
+        "high_watermark": settings.high_watermark or high,
+        "pcp_batch": settings.pcp_batch,
+        # zone_highsize(): the low watermark shared out over the CPUs, at least four batches.
+        "pcp_high": settings.pcp_high or max(low // settings.cpus, 4 * settings.pcp_batch),
+        "min_order": settings.min_order,
+        "high_water_mark": settings.high_water_mark,
+        "trigger": _TRIGGERS[settings.trigger],
+        "shuffle_order": TOP_ORDER if settings.shuffle else N_ORDERS,
+        "merge_likely": int(settings.merge_likely),
+    }
+    for key, value in values.items():
+        header[key] = value
