@@ -1,0 +1,203 @@
+"""The v9 policy: a Reported flag, a boundary a list, and a lock held only to pull and to put back (patch 6/8).
+
+The four steps mirror mm/page_reporting.c of v9: *begin* is the head of page_reporting_cycle, *pull* is
+page_reporting_fill over get_unreported_page, *put back* is page_reporting_drain over free_reported_page, *end* its
+tail. All run with the zone lock held, on one batch of at most ``capacity`` blocks.
+
+Where v9 was wrong (reference 1.8) this does what is right; docs/divergences.md tells each.
+
+* The ISOLATE boundaries are reset with the others.
+* A list that compaction turned is marked, and a pull walks past its Reported blocks (as v10 does) instead of taking
+  the list to be empty; the walk is remembered by the boundary, so it is made once a run.
+* A batch whose report failed goes back unflagged (as v15 does) and ends the run.
+* The counters are part of the segment, so there is no allocation to fail and nothing to spin on.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from common.geometry import N_MIGRATETYPES, N_ORDERS, TOP_ORDER, Migratetype
+from common.layout import (
+    HEAD_MASK,
+    IN_FLIGHT,
+    INTERIOR,
+    MT_SHIFT,
+    REPORTED,
+    W_ACTIVE,
+    W_BOUNDARY,
+    W_IN_FLIGHT_BLOCKS,
+    W_IN_FLIGHT_MAX_BLOCKS,
+    W_IN_FLIGHT_PAGES,
+    W_MIN_ORDER,
+    W_NODES_VISITED,
+    W_PULLED_BLOCKS,
+    W_RANDOM_STATE,
+    W_REFCNT,
+    W_REPORTED,
+    W_REQUESTED,
+    W_ROTATED,
+    W_RUNS,
+)
+from common.native import kernel
+from guest.allocator.buddy import account_free
+from guest.allocator.lists import del_page_from_free_list, free_list_head, next_node, previous_node
+from guest.allocator.pageblocks import free_across_pageblocks
+from guest.allocator.view import ctl_of, pages_of
+
+__all__ = ["MORE", "SHORT", "begin", "end", "pull", "put_back"]
+
+ISOLATE = int(Migratetype.ISOLATE)
+MT_FIELD = 0x7
+
+SHORT = 1  # the batch is the last one: nothing unreported is left (v9's underflow)
+MORE = 0
+# Nodes looked at under one hold of the lock. Only a turned list can need more than three a block; when a walk over
+# its Reported blocks reaches this, the pull returns with what it has and the next one goes on from there.
+VISIT_LIMIT = 2048
+
+
+@kernel
+def begin(zone):  # type: ignore[no-untyped-def]
+    """Fresh boundaries for every order and type (B5), then ACTIVE."""
+    for order in range(N_ORDERS):
+        for migratetype in range(N_MIGRATETYPES):
+            ctl_of(zone)[W_BOUNDARY + migratetype * N_ORDERS + order] = free_list_head(zone, order, migratetype)
+    ctl_of(zone)[W_ACTIVE] = 1
+    ctl_of(zone)[W_RUNS] += 1
+
+
+@kernel
+def is_reported(zone, pfn):  # type: ignore[no-untyped-def]
+    """PageReported."""
+    return np.int64(pages_of(zone)[pfn]) & REPORTED != 0
+
+
+@kernel
+def walk_turned_list(zone, order, migratetype, head):  # type: ignore[no-untyped-def]
+    """Next unreported block of a list whose order somebody changed, or -1; the boundary remembers how far it came.
+
+    Answers -2 when the visit limit of this hold is reached first.
+    """
+    word = W_BOUNDARY + migratetype * N_ORDERS + order
+    pfn = previous_node(zone, ctl_of(zone)[word])
+    visited = np.int64(1)
+    while pfn != head and is_reported(zone, pfn):
+        ctl_of(zone)[word] = pfn
+        if visited >= VISIT_LIMIT:
+            ctl_of(zone)[W_NODES_VISITED] += visited
+            return np.int64(-2)
+        pfn = previous_node(zone, pfn)
+        visited += 1
+    ctl_of(zone)[W_NODES_VISITED] += visited
+    if pfn == head:
+        ctl_of(zone)[W_ROTATED + order] &= ~(1 << migratetype)  # all of it is Reported: the shape is ours again
+        return np.int64(-1)
+    return pfn
+
+
+@kernel
+def find_unreported(zone, order, migratetype):  # type: ignore[no-untyped-def]
+    """Block to pull next from one list, or -1 when it holds none (get_unreported_page); -2 see ``walk_turned_list``.
+
+    Looks just ahead of the boundary, then at the front: an idle list has the shape U* R* U* (D5).
+    """
+    head = free_list_head(zone, order, migratetype)
+    if ctl_of(zone)[W_ROTATED + order] >> migratetype & 1:
+        return walk_turned_list(zone, order, migratetype, head)
+    word = W_BOUNDARY + migratetype * N_ORDERS + order
+    pfn = previous_node(zone, ctl_of(zone)[word])
+    ctl_of(zone)[W_NODES_VISITED] += 1
+    if pfn == head:
+        return np.int64(-1)
+    if is_reported(zone, pfn):
+        pfn = next_node(zone, head)
+        ctl_of(zone)[W_NODES_VISITED] += 1
+        if is_reported(zone, pfn):
+            ctl_of(zone)[word] = pfn
+            return np.int64(-1)
+    return pfn
+
+
+@kernel
+def take_for_report(zone, pfn, order, migratetype):  # type: ignore[no-untyped-def]
+    """Take a free block off its list and mark it in flight (S3, S4)."""
+    del_page_from_free_list(zone, pfn, order)
+    account_free(zone, -(1 << order), migratetype)
+    pages_of(zone)[pfn] = IN_FLIGHT | order | (migratetype << MT_SHIFT)
+    ctl_of(zone)[W_IN_FLIGHT_BLOCKS] += 1
+    ctl_of(zone)[W_IN_FLIGHT_PAGES] += 1 << order
+
+
+@kernel
+def pull(zone, pfns, orders, capacity):  # type: ignore[no-untyped-def]
+    """Fill ``pfns`` and ``orders`` (int64[capacity]) with unreported free blocks; returns (count, SHORT or MORE).
+
+    Highest order first, last type first, never ISOLATE (S9). SHORT clears REQUESTED.
+    """
+    count = np.int64(0)
+    order = np.int64(TOP_ORDER)
+    limit_reached = False
+    while order >= ctl_of(zone)[W_MIN_ORDER] and not limit_reached:
+        for back in range(N_MIGRATETYPES):
+            migratetype = N_MIGRATETYPES - 1 - back
+            if migratetype == ISOLATE:
+                continue
+            pfn = find_unreported(zone, order, migratetype)
+            while pfn >= 0:
+                take_for_report(zone, pfn, order, migratetype)
+                pfns[count] = pfn
+                orders[count] = order
+                count += 1
+                if count == capacity:
+                    break
+                pfn = find_unreported(zone, order, migratetype)
+            if count == capacity or pfn == -2:
+                limit_reached = True
+                break
+        order -= 1
+    ctl_of(zone)[W_PULLED_BLOCKS] += count
+    ctl_of(zone)[W_IN_FLIGHT_MAX_BLOCKS] = max(ctl_of(zone)[W_IN_FLIGHT_MAX_BLOCKS], ctl_of(zone)[W_IN_FLIGHT_BLOCKS])
+    if limit_reached:
+        return count, MORE
+    clear_request(zone)
+    return count, SHORT
+
+
+@kernel
+def clear_request(zone):  # type: ignore[no-untyped-def]
+    """REQUESTED := 0 and its reference dropped (B2)."""
+    if ctl_of(zone)[W_REQUESTED]:
+        ctl_of(zone)[W_REQUESTED] = 0
+        ctl_of(zone)[W_REFCNT] -= 1
+
+
+@kernel
+def put_back(zone, pfns, orders, count, reported):  # type: ignore[no-untyped-def]
+    """Return ``count`` blocks to the tail of their lists; flag each that did not merge, if ``reported`` (S7, S8).
+
+    Blocks that are not in flight are skipped: a repair has taken them already. Returns how many were put back.
+    """
+    returned = np.int64(0)
+    for index in range(count):
+        pfn = pfns[index]
+        order = orders[index]
+        if np.int64(pages_of(zone)[pfn]) & HEAD_MASK != IN_FLIGHT | order:
+            continue
+        returned += 1
+        pages_of(zone)[pfn] = INTERIOR
+        ctl_of(zone)[W_IN_FLIGHT_BLOCKS] -= 1
+        ctl_of(zone)[W_IN_FLIGHT_PAGES] -= 1 << order
+        became, final_order = free_across_pageblocks(zone, pfn, order, True, np.int64(W_RANDOM_STATE))
+        if reported and ctl_of(zone)[W_ACTIVE] and final_order == order:
+            state = np.int64(pages_of(zone)[became])
+            pages_of(zone)[became] = state | REPORTED
+            ctl_of(zone)[W_REPORTED + order] += 1
+            ctl_of(zone)[W_BOUNDARY + ((state >> MT_SHIFT) & MT_FIELD) * N_ORDERS + order] = became
+    return returned
+
+
+@kernel
+def end(zone):  # type: ignore[no-untyped-def]
+    """ACTIVE := 0. Nothing touches a boundary from here to the next begin."""
+    ctl_of(zone)[W_ACTIVE] = 0

@@ -1,0 +1,176 @@
+"""The reporting cycle without thread, queue or clock: begin, then pull, report, put back until the policy says stop.
+
+The reporter thread drives it live; tests, the explorer and virtual time make the same calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+
+from common.errors import SegmentError, UsageError
+from common.layout import RESIDENT, RETURNED
+from common.statistics import new_histogram
+from guest.allocator.zone import Zone
+from guest.memory import mark_returned, set_residence
+from guest.reporting import boundary, table
+
+__all__ = ["MAX_CAPACITY", "Batch", "Cycle", "Outcome", "RunStatistics"]
+
+MAX_CAPACITY = 1024  # blocks a batch; 4 KiB on the wire
+
+
+class Outcome(Enum):
+    """What became of a report."""
+
+    DONE = "done"  # discarded; flag the blocks
+    KEPT = "kept"  # acknowledged, but the host discards nothing (S12); flag the blocks, their contents stay
+    FAILED = "failed"  # the host could not discard, or not all of it
+    WITHDRAWN = "withdrawn"  # no answer in time; the report can no longer be acted upon
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Blocks in flight: first pfns and orders (int64[n] each), and whether the batch ended short (S10)."""
+
+    pfns: np.ndarray
+    orders: np.ndarray
+    last: bool
+
+    @property
+    def pages(self) -> int:
+        """Pages in the batch."""
+        return int((1 << self.orders).sum())
+
+
+@dataclass(frozen=True)
+class RunStatistics:
+    """One run of the cycle."""
+
+    batches: int
+    blocks: int
+    pages: int
+    nodes_visited: int
+    failed: bool
+    requested: bool  # REQUESTED as the run ended: another one is queued
+
+
+class Cycle:
+    """Drives one policy on one zone. One thread at a time; the kernels take the zone lock.
+
+    Args:
+        capacity: blocks a batch, 1 to MAX_CAPACITY; the policy's own by default.
+        residence: called with a batch whose discard is uncertain; says which pages are still there
+            (see ``guest.memory.set_residence``). Without RAM nothing can be uncertain.
+
+    Raises:
+        UsageError: no such policy or capacity.
+    """
+
+    def __init__(
+        self,
+        zone: Zone,
+        policy: str = "boundary",
+        *,
+        capacity: int | None = None,
+        residence: Callable[[int, int], np.ndarray] | None = None,
+    ) -> None:
+        self.zone = zone
+        self.policy = table.find_policy(policy)
+        self.capacity = self.policy.capacity if capacity is None else capacity
+        if not 1 <= self.capacity <= MAX_CAPACITY:
+            raise UsageError(f"capacity: {self.capacity}; allowed is 1 to {MAX_CAPACITY}")
+        self.pull_holds = new_histogram()
+        self.put_back_holds = new_histogram()
+        self._residence = residence
+        self._pfns = np.zeros(self.capacity, dtype=np.int64)
+        self._orders = np.zeros(self.capacity, dtype=np.int64)
+        self._scratch = np.zeros(2, dtype=np.int64)
+        self._more = False
+
+    def begin(self) -> None:
+        """Fresh boundaries, ACTIVE."""
+        _check(table.locked_begin(self.zone.address, self.policy.number))
+        self._more = True
+
+    def pull(self) -> Batch | None:
+        """Take the next batch in flight; None when nothing unreported is left and nobody has asked anew."""
+        while self._more:
+            count, state = table.locked_pull(
+                self.zone.address, self.policy.number, self._pfns, self._orders, self.pull_holds, self._scratch
+            )
+            _check(count)
+            # SHORT cleared REQUESTED; a free during the report may set it again, and then the loop goes on (v9).
+            self._more = state != boundary.SHORT
+            if count:
+                return Batch(self._pfns[:count].copy(), self._orders[:count].copy(), state == boundary.SHORT)
+        return None
+
+    def put_back(self, batch: Batch, outcome: Outcome) -> int:
+        """Return a batch to the lists; returns how many of its blocks were still in flight.
+
+        While the blocks are in flight they are this thread's own, so their residence is settled before the lock.
+        """
+        arguments = (self.zone.address, batch.pfns, batch.orders)
+        if outcome is Outcome.DONE:
+            mark_returned(*arguments)
+        elif outcome is not Outcome.KEPT and self._residence is not None:
+            for pfn, order in zip(batch.pfns.tolist(), batch.orders.tolist(), strict=True):
+                present = self._residence(pfn, order)
+                set_residence(self.zone.address, pfn, np.where(present, RESIDENT, RETURNED).astype(np.uint8))
+        flag = outcome in (Outcome.DONE, Outcome.KEPT)
+        returned = table.locked_put_back(
+            self.zone.address,
+            self.policy.number,
+            batch.pfns,
+            batch.orders,
+            batch.pfns.size,
+            flag,
+            self.put_back_holds,
+            self._scratch,
+        )
+        _check(returned)
+        if flag and not self._more:
+            self._more = self.zone.requested()
+        elif not flag:
+            self._more = False
+        return int(returned)
+
+    def end(self, *, abandon: bool = False) -> bool:
+        """Not ACTIVE any more. ``abandon`` drops the request too. Returns REQUESTED."""
+        requested = table.locked_end(self.zone.address, self.policy.number, abandon)
+        _check(requested)
+        return bool(requested)
+
+    def run(self, report: Callable[[Batch], Outcome]) -> RunStatistics:
+        """One whole run. ``report`` is called without the lock (S10); a failed report ends the run (S8).
+
+        A batch whose ``report`` raises is put back as withdrawn, and the run ended, before the error goes on.
+        """
+        visited = self.zone.statistics().nodes_visited
+        batches = blocks = pages = 0
+        failed = False
+        self.begin()
+        try:
+            while (batch := self.pull()) is not None:
+                outcome = Outcome.WITHDRAWN
+                try:
+                    outcome = report(batch)
+                finally:
+                    failed = outcome in (Outcome.FAILED, Outcome.WITHDRAWN)
+                    self.put_back(batch, outcome)
+                batches += 1
+                blocks += batch.pfns.size
+                pages += batch.pages
+        finally:
+            requested = self.end(abandon=failed)
+        visited = self.zone.statistics().nodes_visited - visited
+        return RunStatistics(batches, blocks, pages, visited, failed, requested)
+
+
+def _check(code: int) -> None:
+    if code < 0:
+        raise SegmentError("the zone lock is beyond recovery; remove the zone and start the guest anew")
