@@ -45,7 +45,7 @@ from guest.allocator.lists import del_page_from_free_list, free_list_head, next_
 from guest.allocator.pageblocks import free_across_pageblocks
 from guest.allocator.view import ctl_of, pages_of
 
-__all__ = ["MORE", "SHORT", "begin", "end", "pull", "put_back"]
+__all__ = ["MORE", "SHORT", "begin", "clear_request", "end", "prefetch_pull", "pull", "put_back"]
 
 ISOLATE = int(Migratetype.ISOLATE)
 MT_FIELD = 0x7
@@ -117,6 +117,29 @@ def find_unreported(zone, order, migratetype):  # type: ignore[no-untyped-def]
             ctl_of(zone)[word] = pfn
             return np.int64(-1)
     return pfn
+
+
+@kernel
+def prefetch_pull(zone, capacity):  # type: ignore[no-untyped-def]
+    """Ask, before the lock is taken, for the records that a pull will touch, so that the hold does not wait for memory.
+
+    Walks back from where each boundary is now. Without the lock the links may change underfoot: every node is checked
+    before it is followed, and what is read serves as a hint only.
+    """
+    # SAFETY: nodes stay below n_pages, so every load is inside the segment; a prefetch never faults.
+    left = capacity
+    order = np.int64(TOP_ORDER)
+    while order >= ctl_of(zone)[W_MIN_ORDER] and left > 0:
+        for migratetype in range(ISOLATE):
+            node = ctl_of(zone)[W_BOUNDARY + migratetype * N_ORDERS + order]
+            if node < zone.n_pages:
+                node = previous_node(zone, node)
+            else:
+                node = previous_node(zone, free_list_head(zone, order, migratetype))
+            while node < zone.n_pages and left > 0 and not is_reported(zone, node):
+                node = previous_node(zone, node)
+                left -= 1
+        order -= 1
 
 
 @kernel

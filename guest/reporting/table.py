@@ -76,6 +76,8 @@ def locked_pull(address, policy, pfns, orders, holds, scratch):  # type: ignore[
     """
     zone = open_zone(address)
     count, state = np.int64(0), boundary.SHORT
+    if policy == BOUNDARY:
+        boundary.prefetch_pull(zone, pfns.size)
     if not lock_zone(zone):
         return np.int64(E_LOCK), state
     start = clock_ns(scratch)

@@ -1,0 +1,85 @@
+"""``python -m guest``: parse, run one guest, say what it did. Heavy imports wait until the flags are good."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from typing import TYPE_CHECKING, Any
+
+from common.cli import EXIT_INTERRUPTED, EXIT_OK, run_command
+from common.errors import InvariantViolation
+from common.output import check_output, write_json
+from common.settings import GuestSettings, add_flags, load
+
+if TYPE_CHECKING:
+    from guest.machine import Machine
+
+__all__ = ["main"]
+
+_VIEW_PERIOD_S = 0.25
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code of one guest's life."""
+    return run_command(lambda: _run(arguments))
+
+
+def _run(arguments: list[str] | None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m guest",
+        description="A guest: page allocator, free page reporting and a workload, on real shared memory.",
+        allow_abbrev=False,
+    )
+    add_flags(parser, GuestSettings)
+    parser.add_argument("--warm-up", action="store_true", help="compile the kernels into the cache and leave")
+    namespace = parser.parse_args(arguments)
+    settings = load(GuestSettings, namespace)
+    if settings.json:
+        check_output(settings.json, force=settings.force)
+    if namespace.warm_up:
+        return _warm_up()
+
+    from guest.machine import Machine
+    from guest.view import open_view
+
+    interrupted = False
+
+    def on_interrupt(*_arguments: Any) -> None:
+        nonlocal interrupted
+        interrupted = True
+        machine.ended.set()
+
+    with Machine(settings) as machine:
+        signal.signal(signal.SIGINT, on_interrupt)
+        signal.signal(signal.SIGTERM, lambda *_arguments: machine.ended.set())
+        with open_view(machine, quiet=settings.quiet, period_s=_VIEW_PERIOD_S):
+            machine.wait(settings.duration_s)
+        result = _finish(machine)
+    if settings.json:
+        write_json(result, settings.json, force=settings.force)
+    if machine.error is not None:
+        raise machine.error
+    if not result["ok"]:
+        raise InvariantViolation("; ".join(result["complaints"]))
+    return EXIT_INTERRUPTED if interrupted else EXIT_OK
+
+
+def _finish(machine: Machine) -> dict[str, Any]:
+    """Stop work and reporting in that order; the result as a plain dictionary."""
+    from dataclasses import asdict
+
+    machine.stop_work()
+    machine.settle()
+    machine.stop_reporting()
+    result = asdict(machine.result())
+    settings = result.pop("settings")
+    return {**result, **settings}
+
+
+def _warm_up() -> int:
+    from guest.warmup import warm_up
+
+    seconds = warm_up()
+    sys.stderr.write(f"kernels ready after {seconds:.1f} s\n")
+    return EXIT_OK

@@ -1,0 +1,383 @@
+"""A guest as a whole: zone, RAM, link, reporter and vCPUs, put together and taken apart in the right order."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self, cast
+
+import numpy as np
+
+from common import messages, names
+from common.errors import InvariantViolation, LabError, NameInUseError, SegmentError
+from common.geometry import PAGE_BYTES
+from common.queues import unlink_queue
+from common.ramobject import RamObject
+from common.segment import unlink_object
+from common.settings import GuestSettings
+from common.statistics import Percentiles, percentiles
+from guest.allocator.zone import Zone, ZoneSettings, ZoneStatistics
+from guest.reporting.cycle import Cycle
+from guest.reporting.link import Link, LinkStatistics
+from guest.reporting.reporter import Reporter, ReporterStatistics
+from guest.reporting.table import find_policy
+from guest.workloads import engine
+from guest.workloads.vcpu import VCpu, WorkloadSettings, check_workload
+
+__all__ = ["GuestResult", "Machine"]
+
+_SPARE_SLOTS = 2  # per-CPU slots beyond the vCPUs', for processes that attach
+_SAMPLE_S = 0.05
+
+
+@dataclass(frozen=True)
+class GuestResult:
+    """What one guest did, from start to end; what ``--json`` prints."""
+
+    ok: bool
+    name: str
+    memory_bytes: int
+    peak_resident_bytes: int
+    final_resident_bytes: int
+    freed_bytes: int
+    returned_bytes: int
+    refaults: int
+    first_touches: int
+    allocations: int
+    frees: int
+    violations: int
+    complaints: tuple[str, ...]
+    in_flight_max_blocks: int
+    lock_hold_ns: dict[str, dict[str, int]]
+    alloc_ns: dict[str, int]
+    page_operations: int
+    turns: int
+    duration_s: float
+    work_s: float
+    reports: int
+    blocks: int
+    reported_bytes: int
+    withdrawn: int
+    failed: int
+    connections: int
+    stale_acks: int
+    runs: int
+    wakes: int
+    unreported_bytes: int
+    repairs: int
+    settings: dict[str, Any] = field(default_factory=dict)
+    reports_timeline: tuple[tuple[int, int, int], ...] = ()
+
+
+def remove_stale_names(lab: str, guest: str) -> None:
+    """Remove what a dead guest of this name left behind.
+
+    Raises:
+        NameInUseError: the guest lives, or what is there cannot be told to be dead.
+    """
+    try:
+        zone = Zone.attach(lab, guest, read_only=True)
+    except SegmentError as error:
+        if not Path(names.SHM_DIR + names.zone_object(lab, guest)).exists():
+            _unlink_names(lab, guest)  # a death between two steps of creation can leave the rest without the zone
+            return
+        raise NameInUseError(
+            f"guest {guest!r}: {error}; if no guest of that name runs, remove {names.SHM_DIR}/fpr.{lab}.{guest}.*"
+        ) from error
+    owner = zone.owner_pid
+    zone.close()
+    if Path(f"/proc/{owner}").exists():
+        raise NameInUseError(f"guest {guest!r} of lab {lab!r} runs already as process {owner}; choose another --name")
+    _unlink_names(lab, guest)
+
+
+def _unlink_names(lab: str, guest: str) -> None:
+    unlink_object(names.zone_object(lab, guest))
+    unlink_object(names.ram_object(lab, guest))
+    for queue in (names.report_queue(lab, guest), names.ack_queue(lab, guest)):
+        unlink_queue(queue)
+
+
+class Machine:
+    """One guest in this process. Use as a context manager: leaving it stops everything and removes its names.
+
+    Raises:
+        UsageError: settings. NameInUseError: a live guest has this name. MachineError: memory, queues.
+    """
+
+    def __init__(self, settings: GuestSettings) -> None:
+        self.settings = settings
+        self.lab = names.check_name("host", settings.host)
+        self.name = names.check_name("name", settings.name or f"guest-{os.getpid()}")
+        self.policy = find_policy(settings.policy)
+        if settings.workload != "none":
+            check_workload(settings.workload)
+        self.delay_ns = self.policy.delay_ns if settings.delay_ns is None else settings.delay_ns
+        self.vcpus: list[VCpu] = []
+        self.reporter: Reporter | None = None
+        self.error: BaseException | None = None
+        self.ended = threading.Event()
+        self._peak_resident_bytes = 0
+        self._started = time.monotonic()
+        self._work_ended = 0.0
+        self._close = contextlib.ExitStack()
+        remove_stale_names(self.lab, self.name)
+        try:
+            self._build()
+        except BaseException:
+            self._close.close()
+            raise
+
+    def _build(self) -> None:
+        settings = self.settings
+        shared = settings.backend == "shared"
+        ram_bytes = settings.memory if shared else 0
+        self.zone = Zone.create(self.lab, self.name, settings=self._zone_settings(ram_bytes))
+        self._close.callback(self.zone.unlink)
+        self.ram = RamObject.create(self.lab, self.name, ram_bytes=ram_bytes)
+        self._close.callback(self._close_ram)
+        self._ram_map = self.ram.map() if shared else None
+        self._ram_view = None if self._ram_map is None else np.frombuffer(self._ram_map, dtype=np.uint8)
+        # SAFETY: the view keeps the mapping alive; it is dropped after the vCPU threads have been joined.
+        self.ram_address = 0 if self._ram_view is None else int(self._ram_view.ctypes.data)
+        self.cycle = Cycle(
+            self.zone, settings.policy, capacity=settings.capacity, residence=self._residence if shared else None
+        )
+        hello = messages.Hello(
+            guest=self.name,
+            pid=os.getpid(),
+            epoch=self.zone.epoch,
+            n_pages=self.zone.n_pages,
+            backend=cast("messages.BackendName", settings.backend),
+            capacity=self.cycle.capacity,
+            min_order=settings.min_order,
+        )
+        self.link = Link(self.lab, hello, self.ram, deadline_ns=settings.deadline_ns, on_refused=self.fail)
+        self._close.callback(self.link.close)
+        if self.policy.name != "off":
+            self.reporter = Reporter(self.zone, self.cycle, self.link, delay_ns=self.delay_ns, on_error=self.fail)
+        self._build_vcpus()
+
+    def _zone_settings(self, ram_bytes: int) -> ZoneSettings:
+        settings = self.settings
+        return ZoneSettings(
+            memory_bytes=settings.memory,
+            cpus=settings.vcpus + _SPARE_SLOTS,
+            pcp_batch=settings.pcp_batch,
+            pcp_high=settings.pcp_high,
+            shuffle=settings.shuffle,
+            merge_likely=settings.merge_likely,
+            seed=settings.seed,
+            min_order=settings.min_order,
+            high_water_mark=settings.high_water_mark,
+            trigger="off" if self.policy.name == "off" else "hwm",
+            ram_bytes=ram_bytes,
+        )
+
+    def _build_vcpus(self) -> None:
+        settings = self.settings
+        if settings.workload == "none":
+            return
+        share = int(self.zone.n_pages * settings.fill) // settings.vcpus
+        for index in range(settings.vcpus):
+            work = WorkloadSettings(
+                workload=settings.workload,
+                target_pages=share,
+                work_order=settings.work_order,
+                hold_ns=settings.hold_ns,
+                idle_ns=settings.idle_ns,
+                seed=settings.seed * 1000 + index,
+            )
+            self.vcpus.append(VCpu(self.zone, self.ram_address, work, on_error=self.fail))
+
+    def fail(self, error: BaseException) -> None:
+        """End the guest with this error; called from any thread."""
+        if self.error is None:
+            self.error = error
+        self.ended.set()
+
+    def _residence(self, pfn: int, order: int) -> np.ndarray:
+        """Which pages of a block the RAM object still holds: bool[2**order]. For blocks of an uncertain discard."""
+        present = np.zeros(1 << order, dtype=bool)
+        start, end = pfn * PAGE_BYTES, (pfn + (1 << order)) * PAGE_BYTES
+        position = start
+        while position < end:
+            try:
+                data = os.lseek(self.ram.fileno(), position, os.SEEK_DATA)
+            except OSError:
+                break  # ENXIO: no data from here to the end of the object
+            if data >= end:
+                break
+            hole = min(os.lseek(self.ram.fileno(), data, os.SEEK_HOLE), end)
+            present[(data - start) // PAGE_BYTES : -(-(hole - start) // PAGE_BYTES)] = True
+            position = hole
+        return present
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        self.link.start()
+        if self.reporter is not None:
+            self.reporter.start()
+        self._started = time.monotonic()
+        for vcpu in self.vcpus:
+            vcpu.start()
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.stop_work()
+        self.stop_reporting()
+        self._close.close()
+        self.zone.close()
+
+    def stop_work(self) -> None:
+        """Stop the vCPUs: they check and free all they hold, and drain their lists."""
+        for vcpu in self.vcpus:
+            vcpu.stop()
+        if not self._work_ended:
+            self._work_ended = time.monotonic()
+        for vcpu in self.vcpus:
+            if vcpu.ident is not None:
+                vcpu.join()
+
+    def settle(self) -> None:
+        """After ``stop_work``: let the reporter give back what the workload freed, as an idle guest would.
+
+        Returns when no run is requested or active, or after the delay, a deadline and a second; at once without a
+        host to report to.
+        """
+        if self.reporter is None:
+            return
+        patience_s = (self.delay_ns + self.settings.deadline_ns) / 1e9 + 1.0
+        end = time.monotonic() + patience_s
+        while time.monotonic() < end and self.link.connected:
+            statistics = self.sample()[0]
+            if not statistics.requested and not statistics.active:
+                return
+            if self.ended.wait(_SAMPLE_S) and self.error is not None:
+                return
+            if self.ended.is_set():
+                time.sleep(_SAMPLE_S)  # interrupted: settle all the same, but without spinning
+
+    def stop_reporting(self) -> None:
+        """Stop the reporter; nothing is in flight afterwards."""
+        if self.reporter is not None:
+            self.reporter.stop()
+
+    def _close_ram(self) -> None:
+        self._ram_view = None
+        if self._ram_map is not None:
+            with contextlib.suppress(BufferError):
+                self._ram_map.close()
+        self.ram.unlink()
+        self.ram.close()
+
+    # -- look ---------------------------------------------------------------------------------------------------------
+
+    def resident_bytes(self) -> int:
+        """What the RAM object really holds; with the model backend what the resident map says."""
+        if self.settings.backend == "shared":
+            return self.ram.resident_bytes()
+        return self.zone.statistics().resident_pages * PAGE_BYTES
+
+    def sample(self) -> tuple[ZoneStatistics, ReporterStatistics | None, LinkStatistics, int]:
+        """Everything a view shows: zone, reporter, link, resident bytes."""
+        resident = self.resident_bytes()
+        self._peak_resident_bytes = max(self._peak_resident_bytes, resident)
+        reporter = None if self.reporter is None else self.reporter.statistics()
+        return self.zone.statistics(), reporter, self.link.statistics(), resident
+
+    def wait(self, seconds: float | None) -> None:
+        """Sleep until the time is up (None: never) or something ended the guest, keeping an eye on the peak."""
+        end = None if seconds is None else time.monotonic() + seconds
+        while not self.ended.wait(_SAMPLE_S):
+            self.sample()
+            if end is not None and time.monotonic() >= end:
+                return
+
+    def complaints(self) -> tuple[str, ...]:
+        """What the vCPUs found wrong with their memory."""
+        return tuple(text for vcpu in self.vcpus if (text := vcpu.complaint()))
+
+    def check(self) -> None:
+        """Walk the whole zone and the vCPUs' findings.
+
+        Raises:
+            InvariantViolation: with everything that is wrong.
+        """
+        self.zone.validate()
+        complaints = self.complaints()
+        if complaints:
+            raise InvariantViolation("; ".join(complaints))
+
+    def result(self) -> GuestResult:
+        """The result so far. Call it after ``stop_work`` for final figures."""
+        statistics, reporter, link, resident = self.sample()
+        complaints = list(self.complaints())
+        try:
+            self.zone.validate()
+        except LabError as error:
+            complaints.append(str(error))
+        holds = {
+            "pull": _histogram(self.cycle.pull_holds),
+            "put_back": _histogram(self.cycle.put_back_holds),
+        }
+        return GuestResult(
+            ok=not complaints and self.error is None,
+            name=self.name,
+            memory_bytes=self.settings.memory,
+            peak_resident_bytes=self._peak_resident_bytes,
+            final_resident_bytes=resident,
+            freed_bytes=statistics.freed_bytes,
+            returned_bytes=statistics.returned_pages * PAGE_BYTES,
+            refaults=statistics.refaults,
+            first_touches=statistics.first_touches,
+            allocations=statistics.allocations,
+            frees=statistics.frees,
+            violations=max(statistics.violations, len(complaints)),
+            complaints=tuple(complaints),
+            in_flight_max_blocks=statistics.in_flight_max_blocks,
+            lock_hold_ns=holds,
+            alloc_ns=_histogram(*(vcpu.times for vcpu in self.vcpus)),
+            page_operations=sum(int(vcpu.state[engine.S_OPERATIONS]) for vcpu in self.vcpus),
+            turns=sum(int(vcpu.state[engine.S_TURNS]) for vcpu in self.vcpus),
+            duration_s=time.monotonic() - self._started,
+            work_s=(self._work_ended or time.monotonic()) - self._started,
+            reports=0 if reporter is None else reporter.batches,
+            blocks=0 if reporter is None else reporter.blocks,
+            reported_bytes=0 if reporter is None else reporter.pages * PAGE_BYTES,
+            withdrawn=link.withdrawn,
+            failed=link.failed,
+            connections=link.connections,
+            stale_acks=link.stale_acks,
+            runs=0 if reporter is None else reporter.runs,
+            wakes=0 if reporter is None else reporter.wakes,
+            unreported_bytes=self.zone.unreported_pages() * PAGE_BYTES,
+            repairs=statistics.repairs,
+            settings=self._described_settings(),
+            reports_timeline=() if self.reporter is None else tuple(self.reporter.timeline),
+        )
+
+    def _described_settings(self) -> dict[str, Any]:
+        settings = self.settings
+        return {
+            "policy": self.policy.name,
+            "min_order": settings.min_order,
+            "capacity": self.cycle.capacity,
+            "delay_ns": self.delay_ns,
+            "high_water_mark": settings.high_water_mark,
+            "workload": settings.workload,
+            "work_order": settings.work_order,
+            "backend": settings.backend,
+            "vcpus": settings.vcpus,
+            "seed": settings.seed,
+        }
+
+
+def _histogram(*histograms: np.ndarray) -> dict[str, int]:
+    taken: Percentiles = percentiles(*histograms)
+    return taken.as_dict()

@@ -1,0 +1,309 @@
+"""The guest's end of the wire: hello, reports, acknowledgements, and the certainty that a withdrawn report is dead.
+
+A thread sleeps on the acknowledgement queue, on the host's pidfd and on a wake-up descriptor; nothing is polled while
+the guest is idle. The reporter thread calls ``report`` and waits on a condition.
+
+Invariants:
+
+* At most one report is out (S10). It is answered, or withdrawn, before its blocks go back.
+* A report is withdrawn by closing the *gate*: the host discards only while it holds a lock on the RAM object and only
+  what is not withdrawn there; so once this end has held that lock and written the report's number, no discard for it
+  can begin, however late the host wakes (S5). While the host holds the gate the blocks stay in flight.
+* An acknowledgement counts only with this process's epoch and the number that is waited for.
+
+Rejected: a deadline in the message (the host can be stopped between looking at the clock and discarding); taking the
+message back out of the queue (tells nothing once the host has received it).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from common import messages, names
+from common.errors import LabError, MachineError, MessageError, PeerError, UsageError
+from common.messages import Status
+from common.queues import Queue, create_ack_queue, create_report_queue
+from common.ramobject import RamObject
+from guest.reporting.cycle import Batch, Outcome
+
+__all__ = ["Link", "LinkStatistics"]
+
+_HELLO_RETRY_S = 1.0  # only while a hello could not be sent because the control queue was full
+_GATE_RETRY_S = 0.02  # only while the host sits inside the gate past the deadline
+_STOP_GRACE_S = 5.0  # how long a stopping guest waits for a host that sits inside the gate
+
+_OUTCOMES = {
+    Status.DONE: Outcome.DONE,
+    Status.INHIBITED: Outcome.KEPT,
+    Status.FAILED: Outcome.FAILED,
+    Status.REJECTED: Outcome.FAILED,
+    Status.BUSY: Outcome.FAILED,
+    Status.WITHDRAWN: Outcome.WITHDRAWN,
+}
+
+
+@dataclass(frozen=True)
+class LinkStatistics:
+    """Counts since the link was opened."""
+
+    connections: int
+    reports: int
+    withdrawn: int
+    failed: int
+    stale_acks: int
+    malformed: int
+
+
+class Link:
+    """Connection of one guest to the host of its lab. ``start`` it, then ``report`` from one thread.
+
+    Args:
+        hello: what the guest says of itself.
+        on_refused: called from the link's thread when a host refuses this guest, with the reason.
+        deadline_ns: how long a report may wait for its acknowledgement.
+
+    Raises:
+        MachineError: queues exhausted. NameInUseError: the queues of this name exist.
+    """
+
+    def __init__(
+        self,
+        lab: str,
+        hello: messages.Hello,
+        ram: RamObject,
+        *,
+        deadline_ns: int,
+        on_refused: Callable[[LabError], None],
+    ) -> None:
+        self._lab = lab
+        self._hello = hello
+        self._ram = ram
+        self._deadline_s = deadline_ns / 1e9
+        self._on_refused = on_refused
+        self._condition = threading.Condition()
+        self._host_pidfd = -1
+        self._connections = self._reports = self._withdrawn = self._failed = self._stale = self._malformed = 0
+        self._sequence = 0
+        self._ack: messages.Ack | None = None
+        self._awaited = 0
+        self._stopping = False
+        self._refused = False
+        self._hello_due = False
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._acks = create_ack_queue(lab, hello.guest)
+        try:
+            self._out = create_report_queue(lab, hello.guest, capacity=hello.capacity)
+        except BaseException:
+            self._acks.unlink()
+            self._acks.close()
+            os.close(self._wake)
+            raise
+        self._thread = threading.Thread(target=self._listen, name="link", daemon=True)
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Say hello and listen."""
+        self._say_hello()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Make every wait return soon; ``report`` still settles what is out."""
+        with self._condition:
+            self._stopping = True
+            self._condition.notify_all()
+
+    def close(self) -> None:
+        """Say goodbye, end the thread, remove the queues."""
+        self.stop()
+        with contextlib.suppress(LabError):
+            self._send_control(messages.Goodbye(self._hello.guest, self._hello.pid, self._hello.epoch))
+        os.eventfd_write(self._wake, 1)
+        if self._thread.ident is not None:
+            self._thread.join()
+        for queue in (self._acks, self._out):
+            queue.unlink()
+            queue.close()
+        self._drop_host()
+        os.close(self._wake)
+
+    @property
+    def connected(self) -> bool:
+        """A host has welcomed this guest and still lives."""
+        return self._host_pidfd >= 0
+
+    def statistics(self) -> LinkStatistics:
+        """Counts so far."""
+        return LinkStatistics(
+            self._connections, self._reports, self._withdrawn, self._failed, self._stale, self._malformed
+        )
+
+    def wait_connected(self) -> bool:
+        """Sleep until a host is there; False when stopping."""
+        with self._condition:
+            self._condition.wait_for(lambda: self.connected or self._stopping)
+            return not self._stopping
+
+    # -- reports, on the reporter's thread ----------------------------------------------------------------------------
+
+    def report(self, batch: Batch) -> Outcome:
+        """Send one batch and settle it: acknowledged, failed, or withdrawn for certain. Sleeps; holds no zone lock."""
+        with self._condition:
+            if not self.connected:
+                return Outcome.WITHDRAWN  # nothing was sent, so there is nothing to withdraw
+            self._sequence += 1
+            sequence = self._awaited = self._sequence
+            self._ack = None
+        self._reports += 1
+        deadline = time.monotonic() + self._deadline_s
+        message = messages.encode(
+            messages.Report(
+                epoch=self._hello.epoch,
+                seq=sequence,
+                last=batch.last,
+                pulled_ns=time.monotonic_ns(),
+                blocks=messages.pack_blocks(batch.pfns, batch.orders),
+            )
+        )
+        if self._out.send(message, self._deadline_s):
+            with self._condition:
+                self._condition.wait_for(
+                    lambda: self._ack is not None or not self.connected, max(0.0, deadline - time.monotonic())
+                )
+        return self._settle(sequence)
+
+    def _settle(self, sequence: int) -> Outcome:
+        """The outcome of the report that is out; withdraws it if there is no answer yet."""
+        stop_by = None
+        while True:
+            with self._condition:
+                ack = self._ack
+            if ack is None and self._ram.try_gate():
+                try:
+                    self._ram.withdraw(sequence)
+                finally:
+                    self._ram.ungate()
+                self._take_back()
+                with self._condition:
+                    # An answer that was under way while the gate was closed still counts: the discard was whole.
+                    self._condition.wait_for(lambda: self._ack is not None, 0)
+                    ack, self._awaited = self._ack, 0
+                if ack is None:
+                    self._withdrawn += 1
+                    return Outcome.WITHDRAWN
+            if ack is not None:
+                outcome = _OUTCOMES[ack.status]
+                if outcome is Outcome.FAILED:
+                    self._failed += 1
+                elif outcome is Outcome.WITHDRAWN:
+                    self._withdrawn += 1
+                return outcome
+            # The host is inside the gate: it is discarding these blocks, or stopped while it does. They stay in flight.
+            with self._condition:
+                self._condition.wait_for(lambda: self._ack is not None, _GATE_RETRY_S)
+                if self._stopping:
+                    stop_by = stop_by or time.monotonic() + _STOP_GRACE_S
+                    if time.monotonic() > stop_by:
+                        raise PeerError("the host is stopped inside a discard; its blocks are left in flight")
+
+    def _take_back(self) -> None:
+        """Empty the report queue of what nobody has received: it is withdrawn."""
+        while self._out.receive(0) is not None:
+            pass
+
+    # -- the listening thread -----------------------------------------------------------------------------------------
+
+    def _listen(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._acks.fileno(), selectors.EVENT_READ)
+            selector.register(self._wake, selectors.EVENT_READ)
+            watched = -1
+            while True:
+                if watched != self._host_pidfd:
+                    if watched >= 0:
+                        selector.unregister(watched)
+                    watched = self._host_pidfd
+                    if watched >= 0:
+                        selector.register(watched, selectors.EVENT_READ)
+                for key, _events in selector.select(_HELLO_RETRY_S if self._hello_due else None):
+                    if key.fd == self._acks.fileno():
+                        self._drain_acks()
+                    elif key.fd == watched:
+                        selector.unregister(watched)
+                        watched = -1
+                        self._drop_host()
+                        self._say_hello()  # another host may have started already
+                with self._condition:
+                    if self._stopping and self._woken():
+                        return
+                if self._hello_due:
+                    self._say_hello()
+
+    def _woken(self) -> bool:
+        try:
+            return bool(os.eventfd_read(self._wake))
+        except BlockingIOError:
+            return False
+
+    def _drain_acks(self) -> None:
+        while (data := self._acks.receive(0)) is not None:
+            try:
+                self._handle(messages.decode(data))
+            except MessageError:
+                self._malformed += 1
+
+    def _handle(self, message: messages.Message) -> None:
+        if isinstance(message, messages.Ack):
+            with self._condition:
+                if message.epoch == self._hello.epoch and message.seq == self._awaited:
+                    self._ack = message
+                    self._condition.notify_all()
+                else:
+                    self._stale += 1
+        elif isinstance(message, messages.Welcome) and message.epoch == self._hello.epoch:
+            self._meet_host(message.host_pid)
+        elif isinstance(message, messages.Announce):
+            self._say_hello()
+        elif isinstance(message, messages.Refuse):
+            if not self._refused:
+                self._refused = True
+                self._on_refused(UsageError(f"the host refused guest {self._hello.guest!r}: {message.reason}"))
+        else:
+            self._malformed += 1
+
+    def _meet_host(self, pid: int) -> None:
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError:
+            return  # it is gone again
+        with self._condition:
+            old, self._host_pidfd = self._host_pidfd, pidfd
+            self._connections += 1
+            self._condition.notify_all()
+        if old >= 0:
+            os.close(old)
+
+    def _drop_host(self) -> None:
+        with self._condition:
+            old, self._host_pidfd = self._host_pidfd, -1
+            self._condition.notify_all()
+        if old >= 0:
+            os.close(old)
+
+    def _say_hello(self) -> None:
+        """Send the hello if a control queue is there. If none is, the host that makes one will announce itself."""
+        with contextlib.suppress(PeerError, MachineError):
+            self._hello_due = not self._send_control(self._hello)
+            return
+        self._hello_due = False
+
+    def _send_control(self, message: messages.Message) -> bool:
+        """True if sent, False if the queue is full. Raises ``PeerError`` or ``MachineError`` when there is no queue."""
+        with Queue.open(names.control_queue(self._lab), read=False, write=True) as control:
+            return control.send(messages.encode(message), 0)

@@ -1,0 +1,132 @@
+"""What every workload is made of: allocate-use-remember and check-free-forget, on a vCPU thread without the GIL.
+
+A vCPU owns four arrays. ``held`` is its pile of blocks, ``state`` its words (see ``S_*``), ``times`` the histogram of
+allocation times, ``finding`` the first violation it met. The clock is read for ``times`` only and decides nothing, so
+the same seed makes the same requests.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from common.layout import C_ALLOCATED_BYTES, C_FREED_BYTES
+from common.native import clock_ns, kernel
+from common.statistics import record
+from guest.allocator.percpu import alloc_pages, cpu_slot, free_pages
+from guest.allocator.shuffle import next_random
+from guest.allocator.view import ctl_of, open_zone
+from guest.memory import check_stamps, use_pages
+
+__all__ = [
+    "AGAIN",
+    "HELD_COLUMNS",
+    "IDLE",
+    "REST",
+    "STATE_WORDS",
+    "S_CPU",
+    "S_DEBT_PAGES",
+    "S_FREED_BIG_PAGES",
+    "S_HELD",
+    "S_OPERATIONS",
+    "S_PAGES",
+    "S_PHASE",
+    "S_RANDOM",
+    "S_REFUSED",
+    "S_TAG",
+    "S_TIMED",
+    "S_TURNS",
+    "acquire",
+    "random_below",
+    "release",
+    "release_all",
+]
+
+# Words of a vCPU's state, int64[STATE_WORDS].
+S_RANDOM = 0  # generator
+S_TAG = 1  # last allocation tag handed out
+S_HELD = 2  # blocks on the pile
+S_PAGES = 3  # pages on the pile
+S_PHASE = 4  # the workload's own
+S_OPERATIONS = 5  # page operations done: pages allocated plus pages freed
+S_REFUSED = 6  # frees that the allocator refused: a bug, so it is counted as a violation by the caller
+S_CPU = 7  # per-CPU slot
+S_TURNS = 8  # the workload's own: cycles completed
+S_DEBT_PAGES = 9  # the workload's own
+S_FREED_BIG_PAGES = 10  # pages freed in blocks of at least the minimum order
+S_TIMED = 11  # 1: measure allocation times
+STATE_WORDS = 16
+
+HELD_COLUMNS = 3  # pfn, order, tag
+_N_TAGS = 1 << 28  # a vCPU's own share of the 34-bit tags; it wraps after as many allocations
+
+# What a step asks of its thread.
+AGAIN = 0  # call me again at once
+REST = 1  # hold what you have for a while, then call me
+IDLE = 2  # be idle for a while (the thread drains its per-CPU lists), then call me
+
+
+@kernel
+def random_below(state, bound):  # type: ignore[no-untyped-def]
+    """Next random integer in [0, bound)."""
+    state[S_RANDOM] = next_random(state[S_RANDOM])
+    return (state[S_RANDOM] >> 20) % bound
+
+
+@kernel
+def acquire(zone, address, ram_address, state, held, times, finding, scratch, order, migratetype):  # type: ignore[no-untyped-def]
+    """Allocate a block, use every page of it, push it on the pile. Pages, 0 when there is no memory or no room."""
+    count = state[S_HELD]
+    if count >= held.shape[0]:
+        return np.int64(0)
+    cpu = state[S_CPU]
+    if state[S_TIMED]:
+        start = clock_ns(scratch)
+        pfn = alloc_pages(zone, cpu, order, migratetype, 0)
+        record(times, clock_ns(scratch) - start)
+    else:
+        pfn = alloc_pages(zone, cpu, order, migratetype, 0)
+    if pfn < 0:
+        return np.int64(0)
+    state[S_TAG] = (state[S_TAG] + 1) % _N_TAGS
+    # Six bits tell the slot (0 to 63), so no two live blocks of different vCPUs share a tag; 1 keeps it from being 0.
+    tag = (state[S_TAG] << 6 | (cpu & 63)) + 1
+    slot = cpu_slot(cpu)
+    use_pages(zone, address, ram_address, slot, finding, pfn, order, tag)
+    held[count, 0] = pfn
+    held[count, 1] = order
+    held[count, 2] = tag
+    pages = np.int64(1) << order
+    state[S_HELD] = count + 1
+    state[S_PAGES] += pages
+    state[S_OPERATIONS] += pages
+    ctl_of(zone)[slot + C_ALLOCATED_BYTES] += pages << 12
+    return pages
+
+
+@kernel
+def release(zone, ram_address, state, held, finding, index, min_order):  # type: ignore[no-untyped-def]
+    """Check and free the block at ``index`` of the pile; the last one takes its place. Returns its pages."""
+    pfn, order, tag = held[index, 0], held[index, 1], held[index, 2]
+    cpu = state[S_CPU]
+    slot = cpu_slot(cpu)
+    check_stamps(zone, ram_address, slot, finding, pfn, order, tag)
+    if free_pages(zone, cpu, pfn, order) != 0:
+        state[S_REFUSED] += 1
+    last = state[S_HELD] - 1
+    held[index, 0], held[index, 1], held[index, 2] = held[last, 0], held[last, 1], held[last, 2]
+    pages = np.int64(1) << order
+    state[S_HELD] = last
+    state[S_PAGES] -= pages
+    state[S_OPERATIONS] += pages
+    if order >= min_order:
+        state[S_FREED_BIG_PAGES] += pages
+    ctl_of(zone)[slot + C_FREED_BYTES] += pages << 12
+    return pages
+
+
+@kernel
+def release_all(address, ram_address, state, held, finding, min_order):  # type: ignore[no-untyped-def]
+    """Check and free the whole pile, newest first."""
+    zone = open_zone(address)
+    while state[S_HELD] > 0:
+        release(zone, ram_address, state, held, finding, state[S_HELD] - 1, min_order)

@@ -1,0 +1,137 @@
+"""A vCPU: a thread that runs one workload's kernel, step by step, until it is told to stop."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from common.errors import LabError, UsageError
+from common.statistics import new_histogram
+from guest.allocator.zone import Zone
+from guest.memory import FINDING_WORDS, STAMP_LOST
+from guest.workloads import burst, churn, engine, memhog, page_fault
+
+__all__ = ["WORKLOADS", "VCpu", "WorkloadSettings", "check_workload"]
+
+# The table of workloads: to add one, write its module and one entry here.
+WORKLOADS: dict[str, Any] = {
+    "memhog": memhog.step,
+    "page-fault": page_fault.step,
+    "churn": churn.step,
+    "burst": burst.step,
+}
+BUDGET_PAGES = 2048  # of one step: with faults some milliseconds, so that a stop is heard soon
+
+
+@dataclass(frozen=True)
+class WorkloadSettings:
+    """What one vCPU is to do. ``target_pages`` is its level of use; durations are in ns."""
+
+    workload: str
+    target_pages: int
+    work_order: int
+    hold_ns: int
+    idle_ns: int
+    seed: int
+
+
+def check_workload(name: str) -> None:
+    """Raises ``UsageError`` when there is no such workload."""
+    if name not in WORKLOADS:
+        raise UsageError(f"workload: {name!r}; allowed are {', '.join(sorted(WORKLOADS))}")
+
+
+class VCpu(threading.Thread):
+    """One vCPU thread with a per-CPU slot of its own.
+
+    Args:
+        ram_address: where the RAM is mapped, 0 for the model backend.
+        on_error: called from the thread with whatever made it give up.
+
+    Raises:
+        UsageError: no such workload. MachineError: no per-CPU slot is left.
+    """
+
+    def __init__(
+        self,
+        zone: Zone,
+        ram_address: int,
+        settings: WorkloadSettings,
+        *,
+        on_error: Callable[[BaseException], None],
+        timed: bool = True,
+    ) -> None:
+        check_workload(settings.workload)
+        super().__init__(name=f"vcpu-{settings.seed}", daemon=True)
+        self.zone = zone
+        self.settings = settings
+        self.times = new_histogram()
+        self.finding = np.zeros(FINDING_WORDS, dtype=np.int64)
+        self.state = np.zeros(engine.STATE_WORDS, dtype=np.int64)
+        self._ram_address = ram_address
+        self._on_error = on_error
+        self._stop_event = threading.Event()
+        self._scratch = np.zeros(2, dtype=np.int64)
+        smallest = 0 if settings.workload != "page-fault" else settings.work_order
+        room = max(64, (settings.target_pages >> smallest) + 64)
+        self.held = np.zeros((room, engine.HELD_COLUMNS), dtype=np.int64)
+        self.cpu = zone.claim_cpu()
+        self.state[engine.S_CPU] = self.cpu
+        self.state[engine.S_RANDOM] = settings.seed * 2 + 1
+        self.state[engine.S_TIMED] = int(timed)
+        self._min_order = zone.min_order
+
+    def step(self, budget: int = BUDGET_PAGES) -> int:
+        """One bounded step: AGAIN, REST or IDLE."""
+        return int(
+            WORKLOADS[self.settings.workload](
+                self.zone.address,
+                self._ram_address,
+                self.state,
+                self.held,
+                self.times,
+                self.finding,
+                self._scratch,
+                self.settings.target_pages,
+                self.settings.work_order,
+                self._min_order,
+                budget,
+            )
+        )
+
+    def run(self) -> None:
+        """Thread body: steps and pauses until stop; then everything held is checked and freed."""
+        try:
+            while not self._stop_event.is_set():
+                asked = self.step()
+                if asked == engine.IDLE:
+                    self.zone.drain(self.cpu)  # what the idle kernel's refresh_cpu_vm_stats does
+                    self._stop_event.wait(self.settings.idle_ns / 1e9)
+                elif asked == engine.REST:
+                    self._stop_event.wait(self.settings.hold_ns / 1e9)
+            self.release_all()
+            self.zone.release_cpu(self.cpu)
+        except LabError as error:
+            self._on_error(error)
+
+    def release_all(self) -> None:
+        """Check and free every block that is held."""
+        engine.release_all(self.zone.address, self._ram_address, self.state, self.held, self.finding, self._min_order)
+
+    def stop(self) -> None:
+        """Ask the thread to end after its current step."""
+        self._stop_event.set()
+
+    def complaint(self) -> str:
+        """What went wrong first in this vCPU's memory, or an empty string."""
+        if int(self.state[engine.S_REFUSED]):
+            return f"{self.name}: {int(self.state[engine.S_REFUSED])} frees of its own blocks were refused"
+        kind, pfn, expected, found = (int(word) for word in self.finding)
+        if not kind:
+            return ""
+        what = "its stamp is gone" if kind == STAMP_LOST else "a discarded page does not read as zeros"
+        return f"{self.name}: pfn {pfn}: {what}: expected {expected:#x}, found {found:#x}"
