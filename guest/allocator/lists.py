@@ -141,6 +141,8 @@ def move_to_free_list(zone, pfn, order, migratetype):  # type: ignore[no-untyped
     """
     state = np.int64(pages_of(zone)[pfn])
     position = tail_position(zone, order, migratetype)  # taken first: the page itself may be about to become it
+    if position == pfn:
+        position = next_node(zone, pfn)  # it is the boundary of the very list that it moves within
     reported = state & REPORTED
     if reported != 0:
         if ctl_of(zone)[W_ACTIVE]:

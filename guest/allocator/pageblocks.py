@@ -21,7 +21,7 @@ from common.layout import (
     W_STEALS,
 )
 from common.native import kernel
-from guest.allocator.buddy import account_free, free_one, pageblock_type, take_smallest
+from guest.allocator.buddy import account_free, free_one, is_free_head, pageblock_type, take_smallest
 from guest.allocator.lists import (
     add_to_free_list,
     del_page_from_free_list,
@@ -106,9 +106,17 @@ def set_pageblock_type(zone, pageblock, migratetype):  # type: ignore[no-untyped
 
 @kernel
 def requeue_free_blocks(zone, first, migratetype):  # type: ignore[no-untyped-def]
-    """Move a pageblock's free blocks to ``migratetype``; a wholly free one is freed anew, to merge with its buddy."""
+    """Move a pageblock's free blocks to ``migratetype``, which its byte says already.
+
+    A wholly free one is freed anew, as the end of isolation does, so that it merges with its buddy. On its way *into*
+    isolation only if that buddy is isolated and free: else it is moved, and keeps its flag.
+    """
     state = np.int64(pages_of(zone)[first])
-    if state & (KIND_MASK | ORDER_MASK) == FREE | PAGEBLOCK_ORDER:
+    anew = is_free_head(zone, first, PAGEBLOCK_ORDER)
+    if anew and migratetype == ISOLATE:
+        buddy = first ^ PAGEBLOCK_PAGES
+        anew = is_free_head(zone, buddy, PAGEBLOCK_ORDER) and pageblock_type(zone, buddy) == ISOLATE
+    if anew:
         del_page_from_free_list(zone, first, PAGEBLOCK_ORDER)
         account_free(zone, -PAGEBLOCK_PAGES, (state >> MT_SHIFT) & MT_FIELD)
         free_one(zone, first, np.int64(PAGEBLOCK_ORDER), migratetype, False, np.int64(W_RANDOM_STATE))
@@ -125,7 +133,7 @@ def isolate_pageblock(zone, pageblock):  # type: ignore[no-untyped-def]
         return False
     split_top_block(zone, first)
     blocks_of(zone)[pageblock] = ISOLATE | (old << BLOCK_SAVED_SHIFT)
-    move_free_pages(zone, first, ISOLATE)
+    requeue_free_blocks(zone, first, ISOLATE)
     return True
 
 
@@ -138,6 +146,7 @@ def unisolate_pageblock(zone, pageblock):  # type: ignore[no-untyped-def]
     first = pageblock << PAGEBLOCK_ORDER
     if pageblock_type(zone, first) != ISOLATE:
         return False
+    split_top_block(zone, first)
     old = np.int64(blocks_of(zone)[pageblock]) >> BLOCK_SAVED_SHIFT
     blocks_of(zone)[pageblock] = old
     requeue_free_blocks(zone, first, old)

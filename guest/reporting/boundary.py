@@ -221,6 +221,14 @@ def put_back(zone, pfns, orders, count, reported):  # type: ignore[no-untyped-de
 
 
 @kernel
-def end(zone):  # type: ignore[no-untyped-def]
-    """ACTIVE := 0. Nothing touches a boundary from here to the next begin."""
+def end(zone, abandon):  # type: ignore[no-untyped-def]
+    """ACTIVE := 0. Nothing touches a boundary from here to the next begin.
+
+    ``abandon``: the run failed. It asks for nothing by itself, and it leaves unreported blocks between two reported
+    runs (U R U R), which the shape U* R* U* does not allow: every list is marked as turned, and walked once.
+    """
     ctl_of(zone)[W_ACTIVE] = 0
+    if abandon:
+        clear_request(zone)
+        for order in range(N_ORDERS):
+            ctl_of(zone)[W_ROTATED + order] = (1 << N_MIGRATETYPES) - 1

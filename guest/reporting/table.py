@@ -112,9 +112,7 @@ def locked_end(address, policy, abandon):  # type: ignore[no-untyped-def]
     if not lock_zone(zone):
         return np.int64(E_LOCK)
     if policy == BOUNDARY:
-        if abandon:
-            boundary.clear_request(zone)
-        boundary.end(zone)
+        boundary.end(zone, abandon)
     requested = ctl_of(zone)[W_REQUESTED]
     unlock_zone(zone)
     return requested
