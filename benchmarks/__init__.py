@@ -1,0 +1,1 @@
+"""Benchmarks: figures that stand beside what they are compared with, from one run. ``python -m benchmarks``."""
