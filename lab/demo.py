@@ -1,0 +1,140 @@
+"""The demo: one host, some guests, one screen, one picture, one result."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+import tempfile
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.errors import UsageError
+from common.options import option_of
+from common.output import check_output, write_bytes, write_json
+from common.settings import DEFAULT_PLOT, DemoSettings, GuestSettings
+from lab.orchestrate import LabPlan, ProcessPlan, run_lab
+from lab.outcome import ProcessEnd, RunOutcome
+from lab.result import build_result, exit_code
+from lab.summary import failure_text, headline, subtitle, summary_text
+from lab.view import make_view
+
+__all__ = ["make_plan", "run_demo"]
+
+_OURS = {"json", "force", "quiet", "settings"}  # settings that say what to do with results, not how to run
+_FORMATS = (".png", ".svg", ".pdf")
+
+
+def run_demo(settings: DemoSettings) -> int:
+    """Run the demo and say what came of it; the exit code of the process (see ``lab.result.exit_code``).
+
+    Raises:
+        UsageError: a result could not be written where it shall go; found out before anything runs.
+        MachineError: a result could not be written after all.
+    """
+    _check_outputs(settings)
+    view = make_view(quiet=settings.quiet)
+    try:
+        with tempfile.TemporaryDirectory(prefix="fpr-demo-") as folder:
+            outcome = run_lab(make_plan(settings, Path(folder)), view)
+    finally:
+        view.close()
+    result = build_result(outcome)
+    result["settings"] = {
+        setting.name: getattr(settings, setting.name) for setting in fields(settings) if setting.name not in _OURS
+    }
+    if settings.json:
+        write_json(result, settings.json, force=settings.force)
+    _say_failures(outcome)
+    plot = _draw(settings, outcome, result)
+    for line in summary_text(result, plot=plot):
+        view.say(line)
+    return exit_code(outcome, result)
+
+
+def make_plan(settings: DemoSettings, folder: Path) -> LabPlan:
+    """Command lines of all processes; accounts go to ``folder``. Every lab has a name of its own."""
+    lab = f"demo-{os.getpid()}-{secrets.token_hex(2)}"
+    host = folder / "host.json"
+    inhibit = ("--inhibit-discard",) if settings.inhibit_discard else ()
+    return LabPlan(
+        lab=lab,
+        backend=settings.backend,
+        memory_bytes=settings.memory,
+        duration_s=settings.duration_s,
+        warm_up=("-m", "guest", "--warm-up"),
+        host=ProcessPlan("host", ("-m", "host", "--name", lab, "--json", str(host), "--quiet", *inhibit), host),
+        guests=tuple(_guest_plan(settings, lab, number, folder) for number in range(1, settings.guests + 1)),
+    )
+
+
+def _guest_plan(settings: DemoSettings, lab: str, number: int, folder: Path) -> ProcessPlan:
+    """One guest with the demo's settings and a seed of its own."""
+    name = f"guest-{number}"
+    account = folder / f"{name}.json"
+    arguments = ["-m", "guest", "--host", lab, "--name", name, "--json", str(account), "--quiet"]
+    for setting in fields(GuestSettings):
+        if setting.name in _OURS or not hasattr(settings, setting.name):
+            continue
+        value = getattr(settings, setting.name)
+        if setting.name == "seed":
+            value = (value + number - 1) % (1 << 63)
+        flag = option_of(setting).flag
+        if isinstance(value, bool):
+            arguments.append(f"--{flag}" if value else f"--no-{flag}")
+        elif value is not None:
+            arguments += [f"--{flag}", _flag_text(setting.name, value)]
+    return ProcessPlan(name, tuple(arguments), account)
+
+
+def _flag_text(name: str, value: float | str) -> str:
+    """A value as its flag takes it: durations with their unit, numbers without an exponent."""
+    if name.endswith("_ns"):
+        return f"{value}ns"
+    return f"{value:.9f}" if isinstance(value, float) else str(value)
+
+
+def _check_outputs(settings: DemoSettings) -> None:
+    if settings.json:
+        check_output(settings.json, force=settings.force)
+    if settings.plot:
+        if Path(settings.plot).suffix not in _FORMATS:
+            raise UsageError(f"--plot: {settings.plot!r}; allowed is a file name that ends in {', '.join(_FORMATS)}")
+        check_output(settings.plot, force=settings.may_overwrite_plot, make_folder=settings.plot == DEFAULT_PLOT)
+
+
+def _draw(settings: DemoSettings, outcome: RunOutcome, result: dict[str, Any]) -> str | None:
+    """Write the picture; its path, or None if there is none. An interrupted run has nothing to show but haste."""
+    if not settings.plot or outcome.interrupted or not any(seen.last for seen in outcome.observations.values()):
+        return None
+    from lab.figure import GuestPicture, draw  # Matplotlib: after the guests have had the processors
+
+    pictures = [
+        GuestPicture(end.name, settings.memory, outcome.observations[end.name], _reports(end, outcome.started_s))
+        for end in outcome.guests
+    ]
+    suffix = Path(settings.plot).suffix[1:]
+    picture = draw(pictures, title=headline(result), subtitle=subtitle(result), suffix=suffix)
+    write_bytes(picture, settings.plot, force=settings.may_overwrite_plot)
+    return settings.plot
+
+
+def _reports(end: ProcessEnd, started_s: float) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """A guest's reports as the picture wants them: seconds since the lab started, bytes."""
+    timeline = [] if end.account is None else end.account.get("reports_timeline", [])
+    table = np.array(timeline, dtype=np.float64).reshape(-1, 3)
+    return np.column_stack([table[:, 0] / 1e9 - started_s, table[:, 2]])
+
+
+def _say_failures(outcome: RunOutcome) -> None:
+    """Even a quiet run says why it failed."""
+    if outcome.interrupted:
+        return
+    if outcome.problem is not None:
+        print(outcome.problem, file=sys.stderr)
+    for end in outcome.processes:
+        if end.exit_code:
+            print(failure_text(end.name, end.exit_code, end.stderr_tail), file=sys.stderr)

@@ -1,0 +1,1 @@
+"""Tests of the demo: page maps, samples, processes, picture, result."""

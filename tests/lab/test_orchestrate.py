@@ -1,0 +1,228 @@
+"""Processes under the orchestrator: however they end, the outcome says so and none of them is left."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lab.orchestrate import LabPlan, ProcessPlan, run_lab
+from lab.outcome import RunOutcome
+from lab.view import SilentView
+from tests.lab.test_samples import FakeProbe
+
+DEADLINE_S = 20.0
+
+PROLOGUE = """
+import json, os, pathlib, signal, sys, time
+folder, name = pathlib.Path(sys.argv[1]), sys.argv[2]
+def account():
+    (folder / f"{name}.json").write_text(json.dumps({"name": name}))
+def stop(*_):
+    account()
+    sys.exit(0)
+signal.signal(signal.SIGTERM, stop)
+(folder / f"{name}.starting").write_text(str(os.getpid()))
+os.rename(folder / f"{name}.starting", folder / f"{name}.pid")
+def wait_for(other):
+    while not (folder / f"{other}.pid").exists():
+        time.sleep(0.01)
+"""
+GOOD_HOST = """
+while True:
+    signal.pause()
+"""
+GOOD_GUEST = """
+wait_for("host")
+account()
+"""
+OBEDIENT_GUEST = GOOD_HOST
+FAILING_GUEST = """
+wait_for("host")
+print("cannot map 512 MiB: enlarge /dev/shm", file=sys.stderr)
+sys.exit(3)
+"""
+STUBBORN = """
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+while True:
+    signal.pause()
+"""
+INTERRUPTING_GUEST = (
+    """
+wait_for("host")
+wait_for("guest-2")
+os.kill(os.getppid(), signal.SIGINT)
+"""
+    + GOOD_HOST
+)
+FORKING_GUEST = """
+import subprocess
+wait_for("host")
+grandchild = subprocess.Popen([sys.executable, "-S", "-c", "import signal; signal.pause()"])
+(folder / "grandchild.pid").write_text(str(grandchild.pid))
+account()
+"""
+
+
+def process(folder: Path, name: str, script: str) -> ProcessPlan:
+    """A fake host or guest that runs ``script``."""
+    return ProcessPlan(name, ("-S", "-c", PROLOGUE + script, str(folder), name), folder / f"{name}.json")
+
+
+def make_plan(folder: Path, host: str, *guests: str) -> LabPlan:
+    """A plan with short limits over fake processes."""
+    return LabPlan(
+        lab="orchestrate-test",
+        backend="model",
+        memory_bytes=16 << 20,
+        duration_s=0.0,
+        warm_up=(),
+        host=process(folder, "host", host),
+        guests=tuple(process(folder, f"guest-{index}", guest) for index, guest in enumerate(guests, start=1)),
+        start_limit_s=DEADLINE_S,
+        stop_limit_s=DEADLINE_S,
+    )
+
+
+def run(plan: LabPlan) -> RunOutcome:
+    """Run over fake probes."""
+    return run_lab(plan, SilentView(), make_probe=lambda name: FakeProbe([1]))
+
+
+def assert_none_left(folder: Path, *, expected: int) -> None:
+    """Every process that wrote its number is gone; waits for those that init collects."""
+    numbers = [int(path.read_text()) for path in folder.glob("*.pid")]
+    assert len(numbers) == expected
+    deadline_s = time.monotonic() + DEADLINE_S
+    for number in numbers:
+        try:
+            pidfd = os.pidfd_open(number)
+        except ProcessLookupError:
+            continue
+        try:
+            ended, _, _ = select.select([pidfd], [], [], max(0.0, deadline_s - time.monotonic()))
+        finally:
+            os.close(pidfd)
+        assert ended, f"process {number} is left"
+
+
+def test_a_good_run_collects_every_account(tmp_path: Path) -> None:
+    outcome = run(make_plan(tmp_path, GOOD_HOST, GOOD_GUEST, GOOD_GUEST))
+    assert [(end.name, end.exit_code) for end in outcome.processes] == [("host", 0), ("guest-1", 0), ("guest-2", 0)]
+    assert [end.account for end in outcome.processes] == [{"name": end.name} for end in outcome.processes]
+    assert outcome.problem is None
+    assert not outcome.interrupted
+    assert_none_left(tmp_path, expected=3)
+
+
+def test_a_failing_guest_ends_the_run_and_its_words_surface(tmp_path: Path) -> None:
+    outcome = run(make_plan(tmp_path, GOOD_HOST, FAILING_GUEST, OBEDIENT_GUEST))
+    failed = outcome.guests[0]
+    assert failed.exit_code == 3
+    assert failed.stderr_tail == "cannot map 512 MiB: enlarge /dev/shm"
+    assert failed.account is None
+    assert outcome.problem == "guest-1 failed"
+    assert outcome.host.account == {"name": "host"}, "the host was asked to stop, not killed"
+    assert outcome.guests[1].exit_code is not None
+    assert not (outcome.guests[1].exit_code > 0)
+    assert_none_left(tmp_path, expected=len(list(tmp_path.glob("*.pid"))))
+
+
+def test_a_host_that_ends_early_ends_the_run(tmp_path: Path) -> None:
+    outcome = run(make_plan(tmp_path, "wait_for('guest-1')\nsys.exit(2)", OBEDIENT_GUEST))
+    assert outcome.problem == "the host ended before its guests"
+    assert outcome.host.exit_code == 2
+    assert_none_left(tmp_path, expected=2)
+
+
+def test_a_guest_that_hangs_and_ignores_signals_is_killed(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, GOOD_HOST, STUBBORN)
+    outcome = run(replace(plan, start_limit_s=-4.0, stop_limit_s=0.3))
+    assert outcome.problem is not None
+    assert "guest-1 still ran" in outcome.problem
+    assert outcome.guests[0].exit_code is not None
+    assert outcome.guests[0].exit_code < 0
+    assert_none_left(tmp_path, expected=len(list(tmp_path.glob("*.pid"))))
+
+
+def test_ctrl_c_stops_everyone_in_order(tmp_path: Path) -> None:
+    outcome = run(make_plan(tmp_path, GOOD_HOST, INTERRUPTING_GUEST, OBEDIENT_GUEST))
+    assert outcome.interrupted
+    assert outcome.problem is None
+    assert [end.name for end in outcome.processes if end.account is None] == []
+    assert_none_left(tmp_path, expected=3)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, "handlers are given back"
+
+
+def test_what_a_guest_started_goes_with_it(tmp_path: Path) -> None:
+    outcome = run(make_plan(tmp_path, GOOD_HOST, FORKING_GUEST))
+    assert outcome.guests[0].exit_code == 0
+    assert_none_left(tmp_path, expected=3)
+
+
+def test_a_broken_view_leaves_no_process(tmp_path: Path) -> None:
+    class BrokenView(SilentView):
+        def show(self, time_s: float, rows: object) -> None:
+            raise OSError("the terminal is gone")
+
+    with pytest.raises(OSError, match="the terminal is gone"):
+        run_lab(make_plan(tmp_path, STUBBORN, STUBBORN), BrokenView(), make_probe=lambda name: FakeProbe([1]))
+    assert_none_left(tmp_path, expected=len(list(tmp_path.glob("*.pid"))))
+
+
+def test_a_failed_warm_up_starts_nothing(tmp_path: Path) -> None:
+    plan = replace(
+        make_plan(tmp_path, GOOD_HOST, GOOD_GUEST), warm_up=("-S", "-c", "raise SystemExit('no compiler here')")
+    )
+    outcome = run(plan)
+    assert outcome.problem is not None
+    assert "no compiler here" in outcome.problem
+    assert [end.exit_code for end in outcome.processes] == [None, None]
+    assert_none_left(tmp_path, expected=0)
+
+
+def test_children_end_when_the_orchestrator_is_killed(tmp_path: Path) -> None:
+    script = textwrap.dedent(
+        """
+        import sys
+        from pathlib import Path
+        from tests.lab.test_orchestrate import OBEDIENT_GUEST, make_plan, run
+        run(make_plan(Path(sys.argv[1]), OBEDIENT_GUEST, OBEDIENT_GUEST))
+        """
+    )
+    root = Path(__file__).resolve().parents[2]
+    victim = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], cwd=root)
+    try:
+        deadline_s = time.monotonic() + DEADLINE_S
+        with select_on(victim) as poller:
+            while len(list(tmp_path.glob("*.pid"))) < 2:
+                assert time.monotonic() < deadline_s
+                assert not poller.poll(20), "the orchestrator ended by itself"
+    finally:
+        victim.kill()
+        victim.wait()
+    assert_none_left(tmp_path, expected=2)
+
+
+class select_on:  # noqa: N801  reads as a verb
+    """A poller that tells when ``process`` ends."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._pidfd = os.pidfd_open(process.pid)
+
+    def __enter__(self) -> select.poll:
+        poller = select.poll()
+        poller.register(self._pidfd, select.POLLIN)
+        return poller
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._pidfd)
