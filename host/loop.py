@@ -1,0 +1,229 @@
+"""The event loop: sleeps until a queue, a process or a signal has something to say. Nothing is polled.
+
+Each turn serves every ready queue once and takes one message from it, so a guest that floods delays the others by one
+report of its own, never more. Nothing that a guest sends may raise out of a turn; a bug of ours does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import selectors
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Protocol, Self
+
+from common.errors import MessageError
+from common.messages import Goodbye, Hello, Report, decode
+from common.queues import CONTROL_DEPTH
+from host.accounting import Counters, HostStatistics
+from host.batch import Discarding, process_report, reject_report
+from host.proof import Proof, best_proof
+from host.registry import Guest, Registry
+from host.takeover import LabName, announce
+
+__all__ = ["Host", "View"]
+
+
+class View(Protocol):
+    """Somebody who looks on. ``interval_s``: least time between two looks, None: never. ``always``: even if idle."""
+
+    interval_s: float | None
+    always: bool
+
+    def show(self, statistics: HostStatistics) -> None:
+        """Draw or print."""
+
+
+class Host:
+    """One host of one lab, from construction to ``close``. For one thread, but ``stop`` may be called from anywhere."""
+
+    def __init__(
+        self,
+        lab: str,
+        *,
+        slow_ns: int = 0,
+        slow_where: str = "before",
+        inhibit_discard: bool = False,
+        proof: Proof | None = None,
+        view: View | None = None,
+    ) -> None:
+        """Take the lab's name, make its control queue, tell the guests that wait.
+
+        Raises:
+            NameInUseError: a live host has the name.
+            MachineError: limits, permissions or space.
+        """
+        self._discarding = Discarding(
+            slow_ns, "inside" if slow_where == "inside" else "before", inhibit_discard, self._pause
+        )
+        self._view = view
+        self._own = Counters()
+        self._changed = True
+        self._stopping = False
+        self._started_s = time.monotonic()
+        self._wake_read, self.wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._closing = contextlib.ExitStack()
+        self._closing.callback(os.close, self._wake_read)
+        self._closing.callback(os.close, self.wake_write)
+        try:
+            self._name = self._closing.enter_context(LabName(lab))
+            self._selector = self._closing.enter_context(contextlib.closing(selectors.DefaultSelector()))
+            self.registry = Registry(lab, proof or best_proof(), opened=self._watch, closing=self._unwatch)
+            self._closing.callback(self.registry.close)
+            self._selector.register(self._wake_read, selectors.EVENT_READ, self._drain_wake)
+            self._selector.register(self._name.control, selectors.EVENT_READ, self._serve_control)
+            announce(lab)
+        except BaseException:
+            self._closing.close()
+            raise
+
+    def run(self, duration_s: float | None = None) -> HostStatistics:
+        """Serve until ``stop``, or for ``duration_s``; the final statistics."""
+        deadline = None if duration_s is None else time.monotonic() + duration_s
+        next_look = time.monotonic()
+        while not self._stopping:
+            now = time.monotonic()
+            if deadline is not None and now >= deadline:
+                break
+            if self._view is not None and self._view.interval_s is not None and self._look_due() and now >= next_look:
+                self._changed = False
+                self._view.show(self.statistics())
+                next_look = now + self._view.interval_s
+            self.turn(self._patience_s(now, deadline, next_look))
+        return self.statistics()
+
+    def turn(self, timeout_s: float | None) -> None:
+        """Wait until something is ready, at most ``timeout_s`` (None: for ever), and serve all of it once."""
+        for key, _events in self._selector.select(timeout_s):
+            serve: Callable[[], None] = key.data
+            serve()
+
+    def stop(self) -> None:
+        """End ``run`` soon. For any thread, and for signal handlers."""
+        self._stopping = True
+        with contextlib.suppress(BlockingIOError):  # full: it wakes anyway
+            os.write(self.wake_write, b"\0")
+
+    def statistics(self) -> HostStatistics:
+        """Snapshot."""
+        total, guests = self.registry.statistics()
+        total.add(self._own)
+        return HostStatistics(
+            duration_s=time.monotonic() - self._started_s,
+            proof=self.registry.proof.name,
+            guests_seen=self.registry.guests_seen,
+            guests_lost=self.registry.guests_lost,
+            hellos_refused=self.registry.hellos_refused,
+            counters=total,
+            guests=guests,
+        )
+
+    def close(self) -> None:
+        """Close all guests' ends, remove the control queue, give the name back. Idempotent."""
+        self._closing.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _look_due(self) -> bool:
+        return self._view is not None and (self._changed or self._view.always)
+
+    def _patience_s(self, now: float, deadline: float | None, next_look: float) -> float | None:
+        """How long a turn may wait. Without duration and view, and with nothing new to show, for ever (P2)."""
+        moments = [] if deadline is None else [deadline]
+        if self._view is not None and self._view.interval_s is not None and self._look_due():
+            moments.append(next_look)
+        return max(0.0, min(moments) - now) if moments else None
+
+    def _pause(self, seconds: float) -> None:
+        """Sleep, or until ``stop``; the byte stays in the pipe for the loop."""
+        if not self._stopping:
+            select.select([self._wake_read], [], [], seconds)
+
+    def _drain_wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._wake_read, 4096)
+
+    def _watch(self, guest: Guest) -> None:
+        self._changed = True
+        self._selector.register(guest.pidfd, selectors.EVENT_READ, lambda: self._serve_death(guest))
+        if guest.objects is not None:
+            self._selector.register(guest.objects.report, selectors.EVENT_READ, lambda: self._serve_report(guest))
+
+    def _unwatch(self, guest: Guest) -> None:
+        """Called once while the guest's queues are open, and once more before its pidfd is closed."""
+        self._changed = True
+        with contextlib.suppress(KeyError):  # never watched: the kernel refused it
+            self._selector.unregister(guest.pidfd if guest.objects is None else guest.objects.report)
+
+    def _serve_control(self) -> None:
+        """One message of the control queue."""
+        data = self._name.control.receive(0)
+        if data is None:
+            return
+        self._changed = True
+        try:
+            message = decode(data)
+        except MessageError:
+            self._own.malformed += 1
+            return
+        match message:
+            case Hello():
+                self.registry.hello(message)
+            case Goodbye():
+                self.registry.goodbye(message)
+            case _:
+                self._own.malformed += 1  # well-formed, but nothing that a guest may say here
+
+    def _serve_death(self, guest: Guest) -> None:
+        """A process ended. Its goodbye, if it said one, is still in the control queue: hear that first."""
+        for _message in range(CONTROL_DEPTH):
+            self._serve_control()
+        self.registry.died(guest)
+
+    def _serve_report(self, guest: Guest) -> None:
+        """One message of a guest's report queue."""
+        if guest.objects is None:  # closed earlier in this turn
+            return
+        try:
+            data = guest.objects.report.receive(0)
+        except OSError:
+            guest.counters.failures += 1
+            return
+        if data is None:
+            return
+        self._changed = True
+        try:
+            report = decode(data)
+        except MessageError:
+            guest.counters.malformed += 1
+            return
+        if not isinstance(report, Report):
+            guest.counters.malformed += 1
+            return
+        guest.note_resident()
+        if report.epoch != guest.hello.epoch or report.seq <= guest.last_seq:
+            # Of another life of this guest, or a repetition: discarding now could hit memory in use (S5).
+            guest.counters.reports += 1
+            guest.answer(reject_report(report, guest.counters))
+            return
+        guest.last_seq = report.seq
+        ram = guest.objects.ram
+        ack = process_report(report, guest.hello, ram, guest.backend, guest.counters, self._discarding)
+        guest.answer(ack)
+        self._count_latency(guest, report.pulled_ns)
+
+    @staticmethod
+    def _count_latency(guest: Guest, pulled_ns: int) -> None:
+        """From pull to ack. The pull is the guest's claim: one in the future or over an hour old is ignored."""
+        elapsed_ns = time.monotonic_ns() - pulled_ns
+        if 0 <= elapsed_ns <= 3600 * 1_000_000_000:
+            guest.counters.pull_to_ack_ns.record(elapsed_ns)

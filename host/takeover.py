@@ -1,0 +1,123 @@
+"""The name of a lab: one live host at a time, a dead one's leftovers taken over, waiting guests told.
+
+Who holds ``flock`` on the lock object is the host; the kernel drops it with the process, so there is nothing to time
+out and no pid to guess by. The object's text, the pid, is for people.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import stat
+import time
+from types import TracebackType
+from typing import Self
+
+from common.errors import LabError, MachineError, NameInUseError
+from common.messages import Announce, encode
+from common.names import SHM_DIR, ack_queue, control_queue, guests_in_shm, ram_object, report_queue, zone_object
+from common.queues import Queue, QueueMissingError, create_control_queue, unlink_queue
+from host.objects import unlink_shared_memory
+
+__all__ = ["LabName", "announce", "lock_object"]
+
+# A guest makes its RAM object first and its queues within moments. One without an ack queue for this long is nobody's.
+_ORPHAN_AGE_S = 60.0
+
+
+def lock_object(lab: str) -> str:
+    """Shared memory: held by the live host of ``lab``."""
+    return f"/fpr.{lab}.host"
+
+
+class LabName:
+    """The name ``lab``, held, and its control queue. Released by ``close`` or by the death of this process."""
+
+    def __init__(self, lab: str) -> None:
+        """Take the name.
+
+        Raises:
+            NameInUseError: a live host has it.
+            MachineError: shared memory or queues are not to be had; the message names the fix.
+        """
+        self.lab = lab
+        self._lock = _take_lock(lab)
+        try:
+            unlink_queue(control_queue(lab))  # that of a dead host: nobody else can have made it
+            self.control = create_control_queue(lab)
+        except BaseException:
+            self._release()
+            raise
+
+    def close(self) -> None:
+        """Remove the control queue and give the name back. Idempotent."""
+        if self._lock < 0:
+            return
+        self.control.close()
+        self.control.unlink()
+        self._release()
+
+    def _release(self) -> None:
+        """Unlink before unlocking: whoever takes the lock next then finds that its object has no name, and retries."""
+        unlink_shared_memory(lock_object(self.lab))
+        os.close(self._lock)
+        self._lock = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _take_lock(lab: str) -> int:
+    """Descriptor of the lock object, locked, and still the one that the name stands for."""
+    path = SHM_DIR + lock_object(lab)
+    while True:
+        try:
+            descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise MachineError(f"cannot open {path}: {error.strerror}; is {SHM_DIR} mounted and writable?") from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip() or "unknown"
+            os.close(descriptor)
+            raise NameInUseError(f"name: {lab!r} has a host already (pid {holder}); choose another --name") from None
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+                return descriptor
+        os.close(descriptor)  # its last holder removed the name between our open and our lock
+
+
+def announce(lab: str) -> int:
+    """Ask the guests of ``lab`` that are there already to say hello; how many were told.
+
+    Their names come from shared memory. A guest that cannot be told now (queue full) hears of this host when its next
+    report is overdue. What a dead guest left without an ack queue is removed; with one, it looks like a live one.
+    """
+    told = 0
+    for guest in guests_in_shm(lab, os.listdir(SHM_DIR)):
+        try:
+            status = os.lstat(SHM_DIR + ram_object(lab, guest))
+        except OSError:
+            continue
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+            continue
+        try:
+            with Queue.open(ack_queue(lab, guest), read=False, write=True) as queue:
+                told += queue.send(encode(Announce(os.getpid())), 0)
+        except QueueMissingError:
+            if time.time() - status.st_ctime > _ORPHAN_AGE_S:
+                unlink_shared_memory(ram_object(lab, guest))
+                unlink_shared_memory(zone_object(lab, guest))
+                with contextlib.suppress(OSError):
+                    unlink_queue(report_queue(lab, guest))
+        except (LabError, OSError, ValueError):  # hostile, gone, or too short a queue: not a guest
+            continue
+    return told
