@@ -53,6 +53,7 @@ __all__ = [
     "C_REFILLS",
     "C_VIOLATIONS",
     "FREE",
+    "FREE_HEAD_NODES",
     "HEADER_DTYPE",
     "HEADER_WORDS",
     "HEAD_MASK",
@@ -69,6 +70,7 @@ __all__ = [
     "N_PCP_LISTS",
     "ON_PCP",
     "ORDER_MASK",
+    "PCP_HEAD_NODES",
     "PCP_LOW_ORDERS",
     "REPORTED",
     "RESIDENT",
@@ -141,6 +143,9 @@ LINE_WORDS = 8  # a 64-byte cache line in int64 words
 N_FREE_LISTS = N_ORDERS * N_MIGRATETYPES
 PCP_LOW_ORDERS = 4  # orders 0..PAGE_ALLOC_COSTLY_ORDER have per-CPU lists
 N_PCP_LISTS = PCP_LOW_ORDERS * PCP_MIGRATETYPES + 2  # NR_PCP_LISTS: and two of pageblock order, movable and not
+# Nodes set aside for list heads, eight to a cache line, so that no two CPUs' heads share one.
+FREE_HEAD_NODES = -(-N_FREE_LISTS // 8) * 8
+PCP_HEAD_NODES = -(-N_PCP_LISTS // 8) * 8
 
 _line = (LINE_WORDS,)
 HEADER_DTYPE = np.dtype(
@@ -367,7 +372,7 @@ def segment_offsets(n_pages: int, n_cpus: int) -> SegmentOffsets:
         return -(-offset // 64) * 64
 
     link = aligned(HEADER_DTYPE.itemsize + n_cpus * CPU_DTYPE.itemsize)
-    page = aligned(link + 8 * (n_pages + N_FREE_LISTS + n_cpus * N_PCP_LISTS))
+    page = aligned(link + 8 * (n_pages + FREE_HEAD_NODES + n_cpus * PCP_HEAD_NODES))
     resident = aligned(page + 2 * n_pages)
     block = aligned(resident + n_pages)
     return SegmentOffsets(link, page, resident, block, aligned(block + (n_pages >> PAGEBLOCK_ORDER)))

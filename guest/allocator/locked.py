@@ -28,7 +28,7 @@ from common.layout import (
     W_ZONE_LOCK,
 )
 from common.mutex import EOWNERDEAD
-from common.native import kernel, mutex_consistent, mutex_lock, mutex_unlock, prefetch, word_address
+from common.native import exchange_u16, kernel, mutex_consistent, mutex_lock, mutex_unlock, prefetch, word_address
 from guest.allocator.buddy import take_smallest
 from guest.allocator.lists import free_list_head, splice_to_front
 from guest.allocator.pageblocks import (
@@ -53,6 +53,7 @@ __all__ = [
     "buddy_alloc",
     "buddy_free",
     "check_free",
+    "claim_for_free",
     "lock_zone",
     "locked_isolate",
     "locked_rotate",
@@ -141,6 +142,22 @@ def check_free(zone, pfn, order):  # type: ignore[no-untyped-def]
 
 
 @kernel
+def claim_for_free(zone, pfn, order, replacement):  # type: ignore[no-untyped-def]
+    """``check_free``, then take the block from its owner in one atomic step; 0 or a code.
+
+    Of two threads that free the same block at the same moment, each under a lock of its own, one is refused.
+    """
+    code = check_free(zone, pfn, order)
+    if code != 0:
+        return code
+    state = np.int64(pages_of(zone)[pfn])
+    if state & HEAD_MASK != ALLOCATED | order:
+        return E_DOUBLE_FREE
+    # SAFETY: check_free found pfn in bounds.
+    return 0 if exchange_u16(zone.page + 2 * pfn, state, replacement) else E_DOUBLE_FREE
+
+
+@kernel
 def prefetch_merge(zone, pfn, order):  # type: ignore[no-untyped-def]
     """Ask for the records that a free is about to touch, ahead of the lock, so that the misses overlap.
 
@@ -161,9 +178,8 @@ def buddy_free(zone, pfn, order):  # type: ignore[no-untyped-def]
         prefetch_merge(zone, pfn, order)
     if not lock_zone(zone):
         return E_LOCK
-    code = check_free(zone, pfn, order)
+    code = claim_for_free(zone, pfn, order, np.int64(INTERIOR))
     if code == 0:
-        pages_of(zone)[pfn] = INTERIOR
         free_across_pageblocks(zone, pfn, order, False, np.int64(W_RANDOM_STATE))
         ctl_of(zone)[W_FREES] += 1
     unlock_zone(zone)

@@ -19,13 +19,14 @@ from common.layout import (
     C_RANDOM_STATE,
     C_REFILLS,
     CPU_WORDS,
+    FREE_HEAD_NODES,
     HEADER_WORDS,
     INTERIOR,
     MT_SHIFT,
-    N_FREE_LISTS,
     N_PCP_LISTS,
     ON_PCP,
     ORDER_MASK,
+    PCP_HEAD_NODES,
     PCP_LOW_ORDERS,
     W_FAILED_ALLOCATIONS,
     W_N_CPUS,
@@ -44,6 +45,7 @@ from guest.allocator.locked import (
     buddy_alloc,
     buddy_free,
     check_free,
+    claim_for_free,
     lock_zone,
     take_pages,
     unlock_zone,
@@ -67,7 +69,7 @@ def cpu_slot(cpu):  # type: ignore[no-untyped-def]
 @kernel
 def pcp_list_head(zone, cpu, index):  # type: ignore[no-untyped-def]
     """Node number of the head of per-CPU list ``index`` of ``cpu``."""
-    return ctl_of(zone)[W_N_PAGES] + N_FREE_LISTS + cpu * N_PCP_LISTS + index
+    return ctl_of(zone)[W_N_PAGES] + FREE_HEAD_NODES + cpu * PCP_HEAD_NODES + index
 
 
 @kernel
@@ -234,13 +236,12 @@ def free_pages(zone, cpu, pfn, order):  # type: ignore[no-untyped-def]
         return buddy_free(zone, pfn, order)
     if not lock_slot(zone, cpu):
         return E_LOCK
-    code = check_free(zone, pfn, order)  # again: somebody else may have freed it meanwhile, through this very slot
+    code = claim_for_free(zone, pfn, order, np.int64(ON_PCP | order | (migratetype << MT_SHIFT)))
     if code != 0:
         unlock_slot(zone, cpu)
         return code
     slot = cpu_slot(cpu)
     index = pcp_list_index(order, migratetype)
-    pages_of(zone)[pfn] = ON_PCP | order | (migratetype << MT_SHIFT)
     link_after(zone, pfn, pcp_list_head(zone, cpu, index))
     ctl_of(zone)[slot + C_COUNT] += 1 << order
     ctl_of(zone)[slot + C_FREES] += 1

@@ -14,15 +14,16 @@ from common.layout import (
     C_COUNT,
     CPU_WORDS,
     FREE,
+    FREE_HEAD_NODES,
     HEADER_WORDS,
     IN_FLIGHT,
     INTERIOR,
     KIND_MASK,
     MT_SHIFT,
-    N_FREE_LISTS,
     N_PCP_LISTS,
     ON_PCP,
     ORDER_MASK,
+    PCP_HEAD_NODES,
     REPORTED,
     W_ACTIVE,
     W_BOUNDARY,
@@ -134,7 +135,7 @@ def rebuild_slot(zone, cpu):  # type: ignore[no-untyped-def]
     """
     count = np.int64(0)
     for index in range(N_PCP_LISTS):
-        head = ctl_of(zone)[W_N_PAGES] + N_FREE_LISTS + cpu * N_PCP_LISTS + index
+        head = ctl_of(zone)[W_N_PAGES] + FREE_HEAD_NODES + cpu * PCP_HEAD_NODES + index
         last = head
         node = next_node(zone, head)
         while node < ctl_of(zone)[W_N_PAGES] and np.int64(pages_of(zone)[node]) & KIND_MASK == ON_PCP:

@@ -14,16 +14,17 @@ from common.layout import (
     C_COUNT,
     CPU_WORDS,
     FREE,
+    FREE_HEAD_NODES,
     HEAD_MASK,
     HEADER_WORDS,
     IN_FLIGHT,
     INTERIOR,
     KIND_MASK,
     MT_SHIFT,
-    N_FREE_LISTS,
     N_PCP_LISTS,
     ON_PCP,
     ORDER_MASK,
+    PCP_HEAD_NODES,
     REPORTED,
     W_ACTIVE,
     W_BOUNDARY,
@@ -217,7 +218,7 @@ def check_slots(zone, found):  # type: ignore[no-untyped-def]
     for cpu in range(ctl_of(zone)[W_N_CPUS]):
         pages = np.int64(0)
         for index in range(N_PCP_LISTS):
-            head = ctl_of(zone)[W_N_PAGES] + N_FREE_LISTS + cpu * N_PCP_LISTS + index
+            head = ctl_of(zone)[W_N_PAGES] + FREE_HEAD_NODES + cpu * PCP_HEAD_NODES + index
             before = head
             node = next_node(zone, head)
             while node != head:

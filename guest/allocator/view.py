@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 from common.geometry import PAGEBLOCK_ORDER
 from common.layout import (
     CPU_WORDS,
+    FREE_HEAD_NODES,
     HEADER_WORDS,
-    N_FREE_LISTS,
-    N_PCP_LISTS,
+    PCP_HEAD_NODES,
     W_BLOCK_OFFSET,
     W_LINK_OFFSET,
     W_N_CPUS,
@@ -61,7 +61,7 @@ def ctl_of(zone):  # type: ignore[no-untyped-def]
 @kernel
 def links_of(zone):  # type: ignore[no-untyped-def]
     """uint32[2 * nodes]: next and prev of each node."""
-    return view_u32(zone.link, 2 * (zone.n_pages + N_FREE_LISTS + zone.n_cpus * N_PCP_LISTS))
+    return view_u32(zone.link, 2 * (zone.n_pages + FREE_HEAD_NODES + zone.n_cpus * PCP_HEAD_NODES))
 
 
 @kernel
