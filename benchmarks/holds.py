@@ -33,7 +33,8 @@ class _Zone:
 
     def round(self) -> tuple[float, float]:
         """p99 in ns of pull and of put back, over batches of exactly 32 blocks."""
-        self.cycle.pull_holds, self.cycle.put_back_holds = new_histogram(), new_histogram()
+        pulls, put_backs, others = new_histogram(), new_histogram(), new_histogram()
+        self.cycle.put_back_holds = put_backs
         for _ in range(_BATCHES_A_ROUND):
             taken = [self.zone.alloc(_TOP_ORDER) for _ in range(_BATCH)]
             for pfn in taken:
@@ -41,12 +42,16 @@ class _Zone:
                     raise LabError("the benchmark's zone is too small")
                 self.zone.free(pfn, _TOP_ORDER)
             self.cycle.begin()
+            self.cycle.pull_holds = pulls
             batch = self.cycle.pull()
             if batch is None or batch.pfns.size != _BATCH:
                 raise LabError("a pull did not give 32 blocks")
             self.cycle.put_back(batch, Outcome.DONE)
-            self.cycle.end(abandon=True)
-        return percentiles(self.cycle.pull_holds).p99, percentiles(self.cycle.put_back_holds).p99
+            self.cycle.pull_holds = others  # the pull that finds nothing more
+            if self.cycle.pull() is not None:
+                raise LabError("a run of the benchmark did not end")
+            self.cycle.end()
+        return percentiles(pulls).p99, percentiles(put_backs).p99
 
 
 def run(rounds: int) -> Iterator[Row]:

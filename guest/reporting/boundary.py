@@ -54,7 +54,7 @@ SHORT = 1  # the batch is the last one: nothing unreported is left (v9's underfl
 MORE = 0
 # Nodes looked at under one hold of the lock. Only a turned list can need more than three a block; when a walk over
 # its Reported blocks reaches this, the pull returns with what it has and the next one goes on from there.
-VISIT_LIMIT = 2048
+VISIT_LIMIT = 256
 
 
 @kernel
