@@ -21,7 +21,9 @@ from guest.allocator.zone import Zone, ZoneSettings
 __all__ = ["run"]
 
 _MEMORY_BYTES = 8 << 30
-_PCP_HIGH_PAGES = 8192  # 32 MiB a CPU; the kernel since 6.7 tunes itself up to an eighth of the zone over the CPUs
+# Per-CPU lists by order: batch and high mark in pages. 63 is the kernel's batch; it would move huge pages one by one.
+# 32 and 64 MiB a CPU: the kernel since 6.7 tunes itself up to an eighth of the zone over the CPUs.
+_PCP_PAGES = {0: (63, 8192), 9: (8 << 9, 32 << 9)}
 _LOCK_PAIRS = 500_000
 _REPEATS = 200_000
 _ROUNDS_ORDER_9 = 32  # 2,048 blocks are over in a fraction of a millisecond
@@ -125,7 +127,10 @@ def _measure(zone: Zone, case: _Case, random: np.random.Generator) -> float:
 
 def run(rounds: int) -> Iterator[Row]:
     """The 24 rows, from ``rounds`` interleaved rounds after one to warm up."""
-    zone = Zone.private(ZoneSettings(_MEMORY_BYTES, pcp_high=_PCP_HIGH_PAGES))
+    zones = {
+        order: Zone.private(ZoneSettings(_MEMORY_BYTES, pcp_batch=batch, pcp_high=high))
+        for order, (batch, high) in _PCP_PAGES.items()
+    }
     random = np.random.default_rng(1)
     cases = [_Case(*key, lists) for lists in (False, True) for key in _LLFREE]
     times: dict[_Case, list[float]] = {case: [] for case in cases}
@@ -133,14 +138,16 @@ def run(rounds: int) -> Iterator[Row]:
     pairs: dict[_Case, list[float]] = {case: [] for case in cases}
     for number in range(rounds + 1):
         for case in cases:
-            pair = _timed(_LOCK_PAIRS, lambda: lock_pairs(zone.address, _LOCK_PAIRS) or 0)
+            zone = zones[case.order]
+            pair = _timed(_LOCK_PAIRS, lambda address=zone.address: lock_pairs(address, _LOCK_PAIRS) or 0)  # type: ignore[misc]
             elapsed = _measure(zone, case, random)
             if number:
                 pairs[case].append(pair)
                 times[case].append(elapsed)
                 multiples[case].append(elapsed / pair)
-    zone.validate()
-    zone.close()
+    for zone in zones.values():
+        zone.validate()
+        zone.close()
     for case in cases:
         llfree = _LLFREE[case.test, case.order, case.threads]
         bound = llfree * (_WITH_LISTS if case.lists else 1)

@@ -50,10 +50,10 @@ __all__ = [
     "E_NO_MEMORY",
     "E_OUT_OF_RANGE",
     "E_WRONG_ORDER",
+    "allocated_state",
     "buddy_alloc",
     "buddy_free",
-    "check_free",
-    "claim_for_free",
+    "claim_block",
     "lock_zone",
     "locked_isolate",
     "locked_rotate",
@@ -124,37 +124,28 @@ def buddy_alloc(zone, order, migratetype, flags):  # type: ignore[no-untyped-def
 
 
 @kernel
-def check_free(zone, pfn, order):  # type: ignore[no-untyped-def]
-    """0 if ``pfn`` heads an allocated block of ``order``, else the code that says what is wrong. Changes nothing.
-
-    The caller owns the block if the answer is 0, so its state cannot change under a reader without the lock.
-    """
-    if order < 0 or order > TOP_ORDER or pfn < 0 or pfn + (1 << order) > ctl_of(zone)[W_N_PAGES]:
-        return E_OUT_OF_RANGE
+def allocated_state(zone, pfn, order):  # type: ignore[no-untyped-def]
+    """State of ``pfn`` if it heads an allocated block of ``order``, else the code that says what is wrong."""
+    if order < 0 or order > TOP_ORDER or pfn < 0 or pfn + (1 << order) > zone.n_pages:
+        return np.int64(E_OUT_OF_RANGE)
     if pfn & ((1 << order) - 1):
-        return E_OUT_OF_RANGE
+        return np.int64(E_OUT_OF_RANGE)
     state = np.int64(pages_of(zone)[pfn])
     if state & HEAD_MASK == ALLOCATED | order:
-        return 0
+        return state
     if state & (HEAD_MASK & ~ORDER_MASK) == ALLOCATED:
-        return E_WRONG_ORDER
-    return E_DOUBLE_FREE
+        return np.int64(E_WRONG_ORDER)
+    return np.int64(E_DOUBLE_FREE)
 
 
 @kernel
-def claim_for_free(zone, pfn, order, replacement):  # type: ignore[no-untyped-def]
-    """``check_free``, then take the block from its owner in one atomic step; 0 or a code.
+def claim_block(zone, pfn, state, replacement):  # type: ignore[no-untyped-def]
+    """Take a block in ``state`` (from ``allocated_state``) from its owner in one atomic step; False if it is gone.
 
     Of two threads that free the same block at the same moment, each under a lock of its own, one is refused.
     """
-    code = check_free(zone, pfn, order)
-    if code != 0:
-        return code
-    state = np.int64(pages_of(zone)[pfn])
-    if state & HEAD_MASK != ALLOCATED | order:
-        return E_DOUBLE_FREE
-    # SAFETY: check_free found pfn in bounds.
-    return 0 if exchange_u16(zone.page + 2 * pfn, state, replacement) else E_DOUBLE_FREE
+    # SAFETY: allocated_state found pfn in bounds.
+    return exchange_u16(zone.page + 2 * pfn, np.int64(state), np.int64(replacement))
 
 
 @kernel
@@ -173,15 +164,19 @@ def prefetch_merge(zone, pfn, order):  # type: ignore[no-untyped-def]
 
 @kernel
 def buddy_free(zone, pfn, order):  # type: ignore[no-untyped-def]
-    """Lock, free past the per-CPU lists, unlock. 0, or the code of ``check_free``, or E_LOCK."""
+    """Lock, free past the per-CPU lists, unlock. 0, a code of ``allocated_state``, or E_LOCK."""
     if order < TOP_ORDER and pfn >= 0 and pfn < ctl_of(zone)[W_N_PAGES] and order >= 0:
         prefetch_merge(zone, pfn, order)
     if not lock_zone(zone):
-        return E_LOCK
-    code = claim_for_free(zone, pfn, order, np.int64(INTERIOR))
-    if code == 0:
-        free_across_pageblocks(zone, pfn, order, False, np.int64(W_RANDOM_STATE))
-        ctl_of(zone)[W_FREES] += 1
+        return np.int64(E_LOCK)
+    code = allocated_state(zone, pfn, order)
+    if code >= 0:
+        if claim_block(zone, pfn, code, INTERIOR):
+            free_across_pageblocks(zone, pfn, order, False, np.int64(W_RANDOM_STATE))
+            ctl_of(zone)[W_FREES] += 1
+            code = np.int64(0)
+        else:
+            code = np.int64(E_DOUBLE_FREE)
     unlock_zone(zone)
     return code
 

@@ -37,22 +37,23 @@ from common.layout import (
 from common.mutex import EOWNERDEAD
 from common.native import kernel, mutex_consistent, mutex_lock, mutex_unlock, prefetch, word_address
 from guest.allocator.buddy import is_free_head, pageblock_type
-from guest.allocator.lists import link_after, link_before, next_node, previous_node, unlink
+from guest.allocator.lists import link_after, next_node, previous_node, unlink
 from guest.allocator.locked import (
+    E_DOUBLE_FREE,
     E_LOCK,
     E_NO_MEMORY,
     E_OUT_OF_RANGE,
+    allocated_state,
     buddy_alloc,
     buddy_free,
-    check_free,
-    claim_for_free,
+    claim_block,
     lock_zone,
     take_pages,
     unlock_zone,
 )
 from guest.allocator.pageblocks import free_across_pageblocks
 from guest.allocator.repair import rebuild_slot
-from guest.allocator.view import ctl_of, open_zone, pages_of
+from guest.allocator.view import ctl_of, links_of, open_zone, pages_of
 
 __all__ = ["alloc_pages", "cpu_slot", "drain_slot", "free_pages", "lock_slot", "pcp_list_head", "unlock_slot"]
 
@@ -118,13 +119,19 @@ def refill(zone, slot, head, order, migratetype, flags):  # type: ignore[no-unty
     if not lock_zone(zone):
         return np.int64(E_LOCK)
     taken = np.int64(0)
+    last = previous_node(zone, head)
     while taken < wanted:
         pfn = take_pages(zone, order, migratetype, flags)
         if pfn < 0:
             break
         pages_of(zone)[pfn] = ON_PCP | order | (migratetype << MT_SHIFT)
-        link_before(zone, pfn, head)
+        # The forward chain is whole after each block, for rebuild_slot; the head's backward link follows at the end.
+        links_of(zone)[2 * pfn] = head
+        links_of(zone)[2 * pfn + 1] = last
+        links_of(zone)[2 * last] = pfn
+        last = pfn
         taken += 1
+    links_of(zone)[2 * head + 1] = last
     if taken == 0:
         ctl_of(zone)[W_FAILED_ALLOCATIONS] += 1
     unlock_zone(zone)
@@ -137,29 +144,20 @@ def refill(zone, slot, head, order, migratetype, flags):  # type: ignore[no-unty
 def prefetch_tail(zone, head, blocks):  # type: ignore[no-untyped-def]
     """Ask for the records that draining ``blocks`` blocks from the tail will touch (prefetch_buddy, taken further).
 
-    In two passes, so that the misses of a whole batch overlap: the buddies' records first, then the neighbours of
-    those buddies that are about to be taken off their lists. What is read without the zone lock may be stale and
-    serves as a hint only.
+    A block's own record and its buddy's mostly share a line that was written when the block was freed. What misses
+    are the neighbours of a buddy that is about to be taken off its list: asked for here, a batch's misses overlap. What
+    is read without the zone lock may be stale and serves as a hint only.
     """
-    # SAFETY: a prefetch never faults. The slot lock keeps this list as it is; nodes read are below the list heads.
+    # SAFETY: a prefetch never faults. The slot lock keeps this list as it is; nodes read are in bounds.
     node = previous_node(zone, head)
-    left = blocks
-    while left > 0 and node != head:
-        buddy = node ^ (1 << (np.int64(pages_of(zone)[node]) & ORDER_MASK))
-        prefetch(zone.link + 8 * buddy)
-        prefetch(zone.page + 2 * buddy)
-        node = previous_node(zone, node)
-        left -= 1
-    node = previous_node(zone, head)
-    left = blocks
-    while left > 0 and node != head:
+    while blocks > 0 and node != head:
         order = np.int64(pages_of(zone)[node]) & ORDER_MASK
         buddy = node ^ (1 << order)
         if is_free_head(zone, buddy, order):
             prefetch(zone.link + 8 * next_node(zone, buddy))
             prefetch(zone.link + 8 * previous_node(zone, buddy))
         node = previous_node(zone, node)
-        left -= 1
+        blocks -= 1
 
 
 @kernel
@@ -168,7 +166,8 @@ def drain_blocks(zone, cpu, index, pages):  # type: ignore[no-untyped-def]
     one hold of the zone lock (free_pcppages_bulk). 0 or E_LOCK. Slot lock held.
     """
     slot = cpu_slot(cpu)
-    left = min(pages, ctl_of(zone)[slot + C_COUNT])
+    wanted = min(pages, ctl_of(zone)[slot + C_COUNT])
+    left = wanted
     prefetch_tail(
         zone,
         pcp_list_head(zone, cpu, index),
@@ -181,14 +180,16 @@ def drain_blocks(zone, cpu, index, pages):  # type: ignore[no-untyped-def]
         pfn = previous_node(zone, head)
         while left > 0 and pfn != head:
             order = np.int64(pages_of(zone)[pfn]) & ORDER_MASK
-            unlink(zone, pfn)
+            before = previous_node(zone, pfn)
+            links_of(zone)[2 * before] = head  # cut off ahead of it: the forward chain stays whole, as above
             pages_of(zone)[pfn] = INTERIOR
             free_across_pageblocks(zone, pfn, order, False, slot + C_RANDOM_STATE)
-            ctl_of(zone)[slot + C_COUNT] -= 1 << order
             left -= 1 << order
-            pfn = previous_node(zone, head)
+            pfn = before
+        links_of(zone)[2 * head + 1] = pfn
         if left <= 0:
             break
+    ctl_of(zone)[slot + C_COUNT] -= wanted - left
     ctl_of(zone)[slot + C_DRAINS] += 1
     unlock_zone(zone)
     return 0
@@ -223,30 +224,30 @@ def alloc_pages(zone, cpu, order, migratetype, flags):  # type: ignore[no-untype
 
 @kernel
 def free_pages(zone, cpu, pfn, order):  # type: ignore[no-untyped-def]
-    """Free a block, onto the per-CPU list where there is one (free_unref_page). 0 or the code of ``check_free``.
+    """Free a block, onto the per-CPU list where there is one (free_unref_page). 0 or a code.
 
     A block of an isolated pageblock goes straight to the zone, and so does one whose migratetype has no such list.
     """
-    code = check_free(zone, pfn, order)
-    if code != 0:
-        return code
+    state = allocated_state(zone, pfn, order)
+    if state < 0:
+        return state
     prefetch(zone.link + 8 * pfn)  # written under the slot lock, whose release would wait for the miss
     migratetype = pageblock_type(zone, pfn)
     if not has_pcp_list(zone, cpu, order, migratetype):
         return buddy_free(zone, pfn, order)
     if not lock_slot(zone, cpu):
-        return E_LOCK
-    code = claim_for_free(zone, pfn, order, np.int64(ON_PCP | order | (migratetype << MT_SHIFT)))
-    if code != 0:
+        return np.int64(E_LOCK)
+    if not claim_block(zone, pfn, state, ON_PCP | order | (migratetype << MT_SHIFT)):
         unlock_slot(zone, cpu)
-        return code
+        return np.int64(E_DOUBLE_FREE)
+    code = np.int64(0)
     slot = cpu_slot(cpu)
     index = pcp_list_index(order, migratetype)
     link_after(zone, pfn, pcp_list_head(zone, cpu, index))
     ctl_of(zone)[slot + C_COUNT] += 1 << order
     ctl_of(zone)[slot + C_FREES] += 1
     if ctl_of(zone)[slot + C_COUNT] >= ctl_of(zone)[W_PCP_HIGH]:
-        code = drain_blocks(zone, cpu, index, ctl_of(zone)[W_PCP_BATCH])
+        code = np.int64(drain_blocks(zone, cpu, index, ctl_of(zone)[W_PCP_BATCH]))
     unlock_slot(zone, cpu)
     return code
 

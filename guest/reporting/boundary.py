@@ -221,14 +221,13 @@ def put_back(zone, pfns, orders, count, reported):  # type: ignore[no-untyped-de
 
 
 @kernel
-def end(zone, abandon):  # type: ignore[no-untyped-def]
+def end(zone, early):  # type: ignore[no-untyped-def]
     """ACTIVE := 0. Nothing touches a boundary from here to the next begin.
 
-    ``abandon``: the run failed. It asks for nothing by itself, and it leaves unreported blocks between two reported
-    runs (U R U R), which the shape U* R* U* does not allow: every list is marked as turned, and walked once.
+    ``early``: before a pull came up short. That leaves unreported blocks between two reported runs (U R U R), which the
+    shape U* R* U* does not allow: every list is marked as turned, and walked once by the next run.
     """
     ctl_of(zone)[W_ACTIVE] = 0
-    if abandon:
-        clear_request(zone)
+    if early:
         for order in range(N_ORDERS):
             ctl_of(zone)[W_ROTATED + order] = (1 << N_MIGRATETYPES) - 1

@@ -140,8 +140,13 @@ class Cycle:
         return int(returned)
 
     def end(self, *, abandon: bool = False) -> bool:
-        """Not ACTIVE any more. ``abandon`` drops the request too. Returns REQUESTED."""
-        requested = table.locked_end(self.zone.address, self.policy.number, abandon)
+        """Not ACTIVE any more; returns REQUESTED.
+
+        A run may end before ``pull`` said None: what it has not reported is found by the next one. ``abandon`` drops
+        the request, as after a failed report: nothing is queued for it.
+        """
+        requested = table.locked_end(self.zone.address, self.policy.number, abandon or self._more, abandon)
+        self._more = False
         _check(requested)
         return bool(requested)
 

@@ -106,13 +106,15 @@ def locked_put_back(address, policy, pfns, orders, count, reported, holds, scrat
 
 
 @kernel
-def locked_end(address, policy, abandon):  # type: ignore[no-untyped-def]
-    """End a run; ``abandon`` also clears REQUESTED (a failed run asks for nothing by itself). REQUESTED or E_LOCK."""
+def locked_end(address, policy, early, abandon):  # type: ignore[no-untyped-def]
+    """End a run, ``early`` if no pull came up short; ``abandon`` clears REQUESTED too. Returns REQUESTED or E_LOCK."""
     zone = open_zone(address)
     if not lock_zone(zone):
         return np.int64(E_LOCK)
     if policy == BOUNDARY:
-        boundary.end(zone, abandon)
+        boundary.end(zone, early)
+        if abandon:
+            boundary.clear_request(zone)
     requested = ctl_of(zone)[W_REQUESTED]
     unlock_zone(zone)
     return requested
