@@ -63,6 +63,7 @@ __all__ = [
     "KIND_SHIFT",
     "LAYOUT_VERSION",
     "MAGIC",
+    "MAX_CPUS",
     "MT_MASK",
     "MT_SHIFT",
     "NEVER_TOUCHED",
@@ -326,6 +327,7 @@ assert HEADER_DTYPE.itemsize % 64 == 0
 assert CPU_DTYPE.itemsize % 64 == 0
 HEADER_WORDS = HEADER_DTYPE.itemsize // 8
 CPU_WORDS = CPU_DTYPE.itemsize // 8
+MAX_CPUS = 1024
 
 # A page's state.
 ORDER_MASK = 0xF

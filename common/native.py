@@ -14,7 +14,9 @@ import contextlib
 import ctypes
 import hashlib
 import os
+import select
 import shutil
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -28,14 +30,20 @@ from numba.extending import intrinsic as _intrinsic
 __all__ = [
     "JIT",
     "clock_ns",
+    "exchange_i64",
     "exchange_u16",
     "kernel",
     "libc",
+    "load_i64",
     "mutex_consistent",
     "mutex_lock",
     "mutex_unlock",
     "prefetch",
     "semaphore_post",
+    "sleep_us",
+    "store_i64",
+    "thread_id",
+    "thread_is_gone",
     "view_i64",
     "view_u8",
     "view_u16",
@@ -51,6 +59,8 @@ intrinsic: Any = _intrinsic
 libc = ctypes.CDLL(None, use_errno=True)
 _CACHE_KEPT_S = 30 * 24 * 3600
 _CLOCK_MONOTONIC = time.CLOCK_MONOTONIC
+_NR_PIDFD_OPEN = 434  # one number for all architectures but alpha: scripts/syscall.tbl
+_POLLIN = select.POLLIN
 
 
 def _cache_folder() -> Path:
@@ -92,7 +102,13 @@ mutex_lock: Any
 mutex_unlock: Any
 mutex_consistent: Any
 semaphore_post: Any
+exchange_i64: Any
 exchange_u16: Any
+load_i64: Any
+sleep_us: Any
+store_i64: Any
+thread_id: Any
+thread_is_gone: Any
 prefetch: Any
 clock_ns: Any
 view_i64: Any
@@ -135,6 +151,66 @@ if JIT:
             return context.get_dummy_value()
 
         return types.void(types.intp), build
+
+    _kill = types.ExternalFunction("kill", types.int32(types.int32, types.int32))
+    _syscall = types.ExternalFunction("syscall", types.int64(types.int64, types.int64, types.int64))
+    _poll = types.ExternalFunction("poll", types.int32(types.uintp, types.uint64, types.int32))
+    _close = types.ExternalFunction("close", types.int32(types.int32))
+    thread_id = types.ExternalFunction("gettid", types.int32())
+    _usleep = types.ExternalFunction("usleep", types.int32(types.uint32))
+
+    @intrinsic
+    def exchange_i64(_context: Any, _address: Any, _expected: Any, _replacement: Any) -> Any:
+        """Replace the int64 at an address if it is as expected, atomically; True if it was (cmpxchg)."""
+
+        def build(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+            pointer = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
+            answer = builder.cmpxchg(pointer, args[1], args[2], "acq_rel", "acquire")
+            return builder.extract_value(answer, 1)
+
+        return types.boolean(types.int64, types.int64, types.int64), build
+
+    @intrinsic
+    def load_i64(_context: Any, _address: Any) -> Any:
+        """The int64 at an address, read anew each time (acquire)."""
+
+        def build(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+            pointer = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
+            return builder.load_atomic(pointer, "acquire", 8)
+
+        return types.int64(types.int64), build
+
+    @intrinsic
+    def store_i64(_context: Any, _address: Any, _value: Any) -> Any:
+        """Store an int64 at an address after all that was stored before (release)."""
+
+        def build(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+            pointer = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
+            builder.store_atomic(args[1], pointer, "release", 8)
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64), build
+
+    @numba.njit(nogil=True, cache=True)
+    def thread_is_gone(thread: int) -> Any:
+        """True when no thread of that id runs any more, a process that nobody has waited for included."""
+        if _kill(np.int32(thread), np.int32(0)) != 0:
+            return True  # ESRCH: all who attach are of one user, so never EPERM
+        # kill() answers for a zombie too. A pidfd, which only the first thread of a process has, tells.
+        descriptor = _syscall(_NR_PIDFD_OPEN, np.int64(thread), np.int64(0))
+        if descriptor < 0:
+            return False
+        request = np.empty(1, dtype=np.int64)  # struct pollfd: int fd, short events, short revents
+        request[0] = descriptor | (_POLLIN << 32)
+        # SAFETY: poll() reads and writes the eight bytes of our own array.
+        _poll(np.uintp(request.ctypes.data), np.uint64(1), np.int32(0))
+        _close(np.int32(descriptor))
+        return (request[0] >> 48) & _POLLIN != 0
+
+    @numba.njit(nogil=True, cache=True)
+    def sleep_us(microseconds: int) -> None:
+        """Sleep, for a waiter whose turn does not come."""
+        _usleep(np.uint32(microseconds))
 
     @intrinsic
     def exchange_u16(_context: Any, _address: Any, _expected: Any, _replacement: Any) -> Any:
@@ -198,6 +274,43 @@ else:
         """Nothing to do without compiled code: the interpreter's own misses dwarf these."""
         with contextlib.suppress(TypeError):
             del address
+
+    thread_id = threading.get_native_id
+
+    def exchange_i64(address: int, expected: int, replacement: int) -> bool:
+        """Replace the int64 at an address if it is as expected; the GIL makes it near enough atomic for tests."""
+        # SAFETY: the caller vouches for the address, as in compiled code.
+        word = ctypes.c_int64.from_address(int(address))
+        if word.value != int(expected):
+            return False
+        word.value = int(replacement)
+        return True
+
+    def load_i64(address: int) -> int:
+        """The int64 at an address."""
+        return ctypes.c_int64.from_address(int(address)).value
+
+    def store_i64(address: int, value: int) -> None:
+        """Store an int64 at an address."""
+        ctypes.c_int64.from_address(int(address)).value = int(value)
+
+    def thread_is_gone(thread: int) -> bool:
+        """True when no thread of that id runs any more, a process that nobody has waited for included."""
+        try:
+            os.kill(int(thread), 0)
+            descriptor = os.pidfd_open(int(thread))
+        except ProcessLookupError:
+            return True
+        except OSError:
+            return False
+        try:
+            return bool(select.select([descriptor], [], [], 0)[0])
+        finally:
+            os.close(descriptor)
+
+    def sleep_us(microseconds: int) -> None:
+        """Sleep, for a waiter whose turn does not come."""
+        time.sleep(microseconds / 1e6)
 
     def exchange_u16(address: int, expected: int, replacement: int) -> bool:
         """Replace the uint16 at an address if it is as expected; the GIL makes it near enough atomic for tests."""

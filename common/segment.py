@@ -21,8 +21,6 @@ from common.geometry import MAX_PAGES, MIN_MEMORY_BYTES, PAGE_SHIFT, PAGEBLOCK_P
 
 __all__ = ["Segment", "check_header", "check_ownership", "open_object", "unlink_object"]
 
-MAX_CPUS = 1024
-
 
 def open_object(name: str, *, create_bytes: int = 0) -> int:
     """File descriptor of shared-memory object ``name``; with ``create_bytes`` a new one of that size, mode 0600.
@@ -90,7 +88,7 @@ def check_header(header: np.ndarray, size_bytes: int, name: str) -> None:
         raise SegmentError(f"{name}: layout version {version}; this program reads {layout.LAYOUT_VERSION}")
     n_pages, n_cpus = int(header["n_pages"]), int(header["n_cpus"])
     pages_fit = MIN_MEMORY_BYTES >> PAGE_SHIFT <= n_pages <= MAX_PAGES and n_pages % PAGEBLOCK_PAGES == 0
-    if not pages_fit or not 1 <= n_cpus <= MAX_CPUS:
+    if not pages_fit or not 1 <= n_cpus <= layout.MAX_CPUS:
         raise SegmentError(f"{name}: {n_pages} pages and {n_cpus} per-CPU slots are out of bounds")
     offsets = layout.segment_offsets(n_pages, n_cpus)
     found = tuple(int(header[f"{part}_offset"]) for part in ("link", "page", "resident", "block"))

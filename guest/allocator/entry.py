@@ -91,17 +91,14 @@ def zone_free(address, cpu, pfn, order):  # type: ignore[no-untyped-def]
 def locked_copy(address, target):  # type: ignore[no-untyped-def]
     """Copy the segment (uint8[total_bytes]) with every lock held: a consistent snapshot. 0 or E_LOCK."""
     zone = open_zone(address)
-    taken = 0
     code = E_LOCK
     for cpu in range(ctl_of(zone)[W_N_CPUS]):
-        if not lock_slot(zone, cpu):
-            break
-        taken += 1
-    if taken == ctl_of(zone)[W_N_CPUS] and lock_zone(zone):
+        lock_slot(zone, cpu)
+    if lock_zone(zone):
         target[:] = view_u8(address, target.size)
         unlock_zone(zone)
         code = 0
-    for cpu in range(taken):
+    for cpu in range(ctl_of(zone)[W_N_CPUS]):
         unlock_slot(zone, cpu)
     return code
 

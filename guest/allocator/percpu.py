@@ -34,8 +34,7 @@ from common.layout import (
     W_PCP_BATCH,
     W_PCP_HIGH,
 )
-from common.mutex import EOWNERDEAD
-from common.native import kernel, mutex_consistent, mutex_lock, mutex_unlock, prefetch, word_address
+from common.native import exchange_i64, kernel, load_i64, prefetch, sleep_us, store_i64, thread_is_gone
 from guest.allocator.buddy import is_free_head, pageblock_type
 from guest.allocator.lists import link_after, next_node, previous_node, unlink
 from guest.allocator.locked import (
@@ -58,7 +57,8 @@ from guest.allocator.view import ctl_of, links_of, open_zone, pages_of
 __all__ = ["alloc_pages", "cpu_slot", "drain_slot", "free_pages", "lock_slot", "pcp_list_head", "unlock_slot"]
 
 MOVABLE = int(Migratetype.MOVABLE)
-ISOLATE = int(Migratetype.ISOLATE)
+PATIENCE = 200  # tries before a waiter looks whether the owner lives, and sleeps
+WAIT_US = 50
 
 
 @kernel
@@ -91,22 +91,28 @@ def pcp_list_index(order, migratetype):  # type: ignore[no-untyped-def]
 
 @kernel
 def lock_slot(zone, cpu):  # type: ignore[no-untyped-def]
-    """Take a slot's lock; when its owner died, rebuild the slot's lists first. False: beyond recovery."""
-    address = word_address(zone.ctl, cpu_slot(cpu) + C_LOCK)
-    code = mutex_lock(address)
-    if code == 0:
-        return True
-    if code == EOWNERDEAD:
-        rebuild_slot(zone, cpu)
-        mutex_consistent(address)
-        return True
-    return False
+    """Take a slot's lock; when its owner died in it, rebuild the slot's lists first.
+
+    One word that holds the owner's thread id, taken by one atomic exchange and released by one store: a third of what
+    the robust mutex costs, and on the path of every allocation. The slot's own thread takes it uncontended; only a
+    drain or a walk by somebody else makes anyone wait, and then for a bounded piece of work.
+    """
+    address = zone.ctl + 8 * (cpu_slot(cpu) + C_LOCK)
+    tries = 0
+    while not exchange_i64(address, np.int64(0), zone.thread):
+        tries += 1
+        if tries % PATIENCE == 0:
+            owner = load_i64(address)
+            if owner != 0 and thread_is_gone(owner) and exchange_i64(address, owner, zone.thread):
+                rebuild_slot(zone, cpu)
+                return
+            sleep_us(WAIT_US)
 
 
 @kernel
 def unlock_slot(zone, cpu):  # type: ignore[no-untyped-def]
     """Release a slot's lock."""
-    mutex_unlock(word_address(zone.ctl, cpu_slot(cpu) + C_LOCK))
+    store_i64(zone.ctl + 8 * (cpu_slot(cpu) + C_LOCK), np.int64(0))
 
 
 @kernel
@@ -203,8 +209,7 @@ def alloc_pages(zone, cpu, order, migratetype, flags):  # type: ignore[no-untype
     """
     if not has_pcp_list(zone, cpu, order, migratetype):
         return buddy_alloc(zone, order, migratetype, flags)
-    if not lock_slot(zone, cpu):
-        return np.int64(E_LOCK)
+    lock_slot(zone, cpu)
     slot = cpu_slot(cpu)
     head = pcp_list_head(zone, cpu, pcp_list_index(order, migratetype))
     pfn = next_node(zone, head)
@@ -235,8 +240,7 @@ def free_pages(zone, cpu, pfn, order):  # type: ignore[no-untyped-def]
     migratetype = pageblock_type(zone, pfn)
     if not has_pcp_list(zone, cpu, order, migratetype):
         return buddy_free(zone, pfn, order)
-    if not lock_slot(zone, cpu):
-        return np.int64(E_LOCK)
+    lock_slot(zone, cpu)
     if not claim_block(zone, pfn, state, ON_PCP | order | (migratetype << MT_SHIFT)):
         unlock_slot(zone, cpu)
         return np.int64(E_DOUBLE_FREE)
@@ -258,8 +262,7 @@ def drain_slot(address, cpu):  # type: ignore[no-untyped-def]
     zone = open_zone(address)
     if cpu < 0 or cpu >= ctl_of(zone)[W_N_CPUS]:
         return np.int64(E_OUT_OF_RANGE)
-    if not lock_slot(zone, cpu):
-        return np.int64(E_LOCK)
+    lock_slot(zone, cpu)
     pages = ctl_of(zone)[cpu_slot(cpu) + C_COUNT]
     code = 0
     if pages > 0:

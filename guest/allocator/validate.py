@@ -254,17 +254,12 @@ def find_breaches(zone, found):  # type: ignore[no-untyped-def]
 def locked_find_breaches(address, found):  # type: ignore[no-untyped-def]
     """Take every slot lock, then the zone lock, and look. Returns the number of breaches, or -1 if a lock is lost."""
     zone = open_zone(address)
-    taken = 0
-    sound = True
     for cpu in range(ctl_of(zone)[W_N_CPUS]):
-        if not lock_slot(zone, cpu):
-            sound = False
-            break
-        taken += 1
+        lock_slot(zone, cpu)
     count = np.int64(-1)
-    if sound and lock_zone(zone):
+    if lock_zone(zone):
         count = find_breaches(zone, found)
         unlock_zone(zone)
-    for cpu in range(taken):
+    for cpu in range(ctl_of(zone)[W_N_CPUS]):
         unlock_slot(zone, cpu)
     return count

@@ -9,19 +9,21 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from common.geometry import PAGEBLOCK_ORDER
 from common.layout import (
     CPU_WORDS,
     FREE_HEAD_NODES,
     HEADER_WORDS,
+    MAX_CPUS,
     PCP_HEAD_NODES,
     W_BLOCK_OFFSET,
     W_LINK_OFFSET,
-    W_N_CPUS,
     W_N_PAGES,
     W_PAGE_OFFSET,
 )
-from common.native import kernel, view_i64, view_u8, view_u16, view_u32
+from common.native import kernel, thread_id, view_i64, view_u8, view_u16, view_u32
 
 __all__ = ["ZoneView", "blocks_of", "ctl_of", "links_of", "open_zone", "pages_of"]
 
@@ -34,7 +36,7 @@ class ZoneView(NamedTuple):
     page: Any
     block: Any
     n_pages: Any
-    n_cpus: Any
+    thread: Any  # id of the calling thread: what it writes into a slot's lock
 
 
 @kernel
@@ -48,20 +50,20 @@ def open_zone(address):  # type: ignore[no-untyped-def]
         address + header[W_PAGE_OFFSET],
         address + header[W_BLOCK_OFFSET],
         header[W_N_PAGES],
-        header[W_N_CPUS],
+        np.int64(thread_id()),
     )
 
 
 @kernel
 def ctl_of(zone):  # type: ignore[no-untyped-def]
-    """int64[]: header words, then the words of the per-CPU slots."""
-    return view_i64(zone.ctl, HEADER_WORDS + zone.n_cpus * CPU_WORDS)
+    """int64[]: header words, then the words of the per-CPU slots (as many as the header says, at most MAX_CPUS)."""
+    return view_i64(zone.ctl, HEADER_WORDS + MAX_CPUS * CPU_WORDS)
 
 
 @kernel
 def links_of(zone):  # type: ignore[no-untyped-def]
     """uint32[2 * nodes]: next and prev of each node."""
-    return view_u32(zone.link, 2 * (zone.n_pages + FREE_HEAD_NODES + zone.n_cpus * PCP_HEAD_NODES))
+    return view_u32(zone.link, 2 * (zone.n_pages + FREE_HEAD_NODES + MAX_CPUS * PCP_HEAD_NODES))
 
 
 @kernel

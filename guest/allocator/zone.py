@@ -155,9 +155,6 @@ class Zone:
             _fill_header(segment.header, settings, n_pages, offsets)
             initialise_mutex(segment.address + 8 * layout.W_ZONE_LOCK)
             initialise_semaphore(segment.address + 8 * layout.W_WORK)
-            slot_bytes = layout.CPU_DTYPE.itemsize
-            for cpu in range(settings.cpus):
-                initialise_mutex(segment.address + layout.HEADER_DTYPE.itemsize + cpu * slot_bytes)
             blocks = np.arange(n_pages >> TOP_ORDER, dtype=np.int64) << TOP_ORDER
             if settings.shuffle:
                 blocks = np.random.default_rng(settings.seed).permutation(blocks)  # shuffle_free_memory

@@ -30,6 +30,7 @@ class Outcome(Enum):
     KEPT = "kept"  # acknowledged, but the host discards nothing (S12); flag the blocks, their contents stay
     FAILED = "failed"  # the host could not discard, or not all of it
     WITHDRAWN = "withdrawn"  # no answer in time; the report can no longer be acted upon
+    UNSETTLED = "unsettled"  # no answer, and the host may still discard: the blocks stay in flight for good (S5)
 
 
 @dataclass(frozen=True)
@@ -165,8 +166,11 @@ class Cycle:
                 try:
                     outcome = report(batch)
                 finally:
-                    failed = outcome in (Outcome.FAILED, Outcome.WITHDRAWN)
-                    self.put_back(batch, outcome)
+                    failed = outcome not in (Outcome.DONE, Outcome.KEPT)
+                    if outcome is Outcome.UNSETTLED:
+                        self._more = False
+                    else:
+                        self.put_back(batch, outcome)
                 batches += 1
                 blocks += batch.pfns.size
                 pages += batch.pages

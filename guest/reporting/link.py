@@ -174,12 +174,16 @@ class Link:
         if self._out.send(message, self._deadline_s):
             with self._condition:
                 self._condition.wait_for(
-                    lambda: self._ack is not None or not self.connected, max(0.0, deadline - time.monotonic())
+                    lambda: self._ack is not None or not self.connected or self._stopping,
+                    max(0.0, deadline - time.monotonic()),
                 )
         return self._settle(sequence)
 
     def _settle(self, sequence: int) -> Outcome:
-        """The outcome of the report that is out; withdraws it if there is no answer yet."""
+        """The outcome of the report that is out; withdraws it if there is no answer yet.
+
+        UNSETTLED only when stopping, and only while the host sits inside the gate for longer than the grace.
+        """
         stop_by = None
         while True:
             with self._condition:
@@ -210,7 +214,7 @@ class Link:
                 if self._stopping:
                     stop_by = stop_by or time.monotonic() + _STOP_GRACE_S
                     if time.monotonic() > stop_by:
-                        raise PeerError("the host is stopped inside a discard; its blocks are left in flight")
+                        return Outcome.UNSETTLED
 
     def _take_back(self) -> None:
         """Empty the report queue of what nobody has received: it is withdrawn."""

@@ -23,6 +23,7 @@ from guest.reporting.link import Link
 __all__ = ["Reporter", "ReporterStatistics"]
 
 _TIMELINE_LENGTH = 20_000
+_SHORTEST_BACKOFF_S = 0.01  # after a failed run; without it a delay of 0 would spin on a host that always fails
 _LONGEST_BACKOFF_S = 10.0
 
 
@@ -79,15 +80,19 @@ class Reporter(threading.Thread):
                 asked = time.monotonic()
                 if not self._link.wait_connected():
                     return
-                pause = self._delay_s * 2**self._failed_in_a_row
-                if self._stop_event.wait(
-                    max(0.0, asked + min(pause, max(self._delay_s, _LONGEST_BACKOFF_S)) - time.monotonic())
-                ):
+                if self._stop_event.wait(max(0.0, asked + self._pause_s() - time.monotonic())):
                     return
                 self._run_once()
         except LabError as error:
             if not self._stop_event.is_set():
                 self._on_error(error)
+
+    def _pause_s(self) -> float:
+        """From a request to its run: the delay, doubled with each run that failed in a row."""
+        if not self._failed_in_a_row:
+            return self._delay_s
+        backoff_s = max(self._delay_s, _SHORTEST_BACKOFF_S) * 2**self._failed_in_a_row
+        return min(backoff_s, max(self._delay_s, _LONGEST_BACKOFF_S))
 
     def _run_once(self) -> None:
         done = self.cycle.run(self._report)
@@ -115,7 +120,11 @@ class Reporter(threading.Thread):
         return ReporterStatistics(self._wakes, self._runs, self._failed_runs, self._batches, self._blocks, self._pages)
 
     def stop(self) -> None:
-        """Unregister and wait: when this returns nothing is in flight and nothing will be reported (S13)."""
+        """Unregister and wait: when this returns nothing is in flight and nothing will be reported (S13).
+
+        The one exception: blocks that a host is discarding at this very moment and for seconds to come (it is stopped
+        inside the discard) stay in flight, since they are not ours until it is through (S5).
+        """
         entry.unregister_device(self.zone.address, os.getpid())
         self._stop_event.set()
         self._link.stop()
