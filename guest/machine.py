@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import threading
 import time
@@ -121,6 +122,8 @@ class Machine:
         self.reporter: Reporter | None = None
         self.error: BaseException | None = None
         self.ended = threading.Event()
+        self._ram_map: mmap.mmap | None = None
+        self._ram_view: np.ndarray | None = None
         self._peak_resident_bytes = 0
         self._started = time.monotonic()
         self._work_ended = 0.0

@@ -91,7 +91,7 @@ class Reporter(threading.Thread):
         """From a request to its run: the delay, doubled with each run that failed in a row."""
         if not self._failed_in_a_row:
             return self._delay_s
-        backoff_s = max(self._delay_s, _SHORTEST_BACKOFF_S) * 2**self._failed_in_a_row
+        backoff_s = max(self._delay_s, _SHORTEST_BACKOFF_S) * 2.0**self._failed_in_a_row
         return min(backoff_s, max(self._delay_s, _LONGEST_BACKOFF_S))
 
     def _run_once(self) -> None:
