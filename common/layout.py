@@ -205,7 +205,7 @@ HEADER_DTYPE = np.dtype(
         ("nodes_visited", "<i8"),
         ("pulled_blocks", "<i8"),
         ("in_flight_max_blocks", "<i8"),
-        ("returned_pages", "<i8"),
+        ("returned_pages", "<i8"),  # by the reporter alone, without the lock
         ("steals", "<i8"),
         ("claimed_pageblocks", "<i8"),
         ("repairs", "<i8"),

@@ -40,6 +40,7 @@ __all__ = [
     "mutex_unlock",
     "prefetch",
     "semaphore_post",
+    "semaphore_try",
     "sleep_us",
     "store_i64",
     "thread_id",
@@ -102,6 +103,7 @@ mutex_lock: Any
 mutex_unlock: Any
 mutex_consistent: Any
 semaphore_post: Any
+semaphore_try: Any
 exchange_i64: Any
 exchange_u16: Any
 load_i64: Any
@@ -124,6 +126,7 @@ if JIT:
     mutex_unlock = types.ExternalFunction("pthread_mutex_unlock", types.int32(types.uintp))
     mutex_consistent = types.ExternalFunction("pthread_mutex_consistent", types.int32(types.uintp))
     semaphore_post = types.ExternalFunction("sem_post", types.int32(types.uintp))
+    semaphore_try = types.ExternalFunction("sem_trywait", types.int32(types.uintp))
     _clock_gettime = types.ExternalFunction("clock_gettime", types.int32(types.int32, types.uintp))
 
     @intrinsic
@@ -269,6 +272,7 @@ else:
     mutex_unlock = _libc_call("pthread_mutex_unlock")
     mutex_consistent = _libc_call("pthread_mutex_consistent")
     semaphore_post = _libc_call("sem_post")
+    semaphore_try = _libc_call("sem_trywait")
 
     def prefetch(address: int) -> None:
         """Nothing to do without compiled code: the interpreter's own misses dwarf these."""

@@ -156,7 +156,7 @@ class _MachineSettings(_RunSettings):
     )
     deadline_ns: int = _duration("deadline", "1s", "wait for an acknowledgement before giving up", low_ns=1_000_000)
     pcp_batch: int = _integer("pcp-batch", 63, 0, 1024, "pages moved to or from a per-CPU list at once; 0: no lists")
-    pcp_high: int = _integer("pcp-high", 0, 0, 1 << 20, "pages that a per-CPU list holds; 0: derived from the batch")
+    pcp_high: int = _integer("pcp-high", 0, 0, 1 << 20, "pages a per-CPU slot holds; 0: low watermark / slots")
     shuffle: bool = switch("shuffle", default=False, help="shuffle free pages")
     merge_likely: bool = switch("merge-likely", default=True, help="free to the tail when a merge is likely")
     workload: str = _choice("workload", WORKLOADS, "what the vCPUs do")
@@ -169,8 +169,8 @@ class _MachineSettings(_RunSettings):
         parse=lambda text: float(_matched(_DECIMAL, text)),
         check=lambda value: 0.01 <= value <= 0.95,
     )
-    hold_ns: int = _duration("hold", "1s", "how long memhog and burst keep their memory")
-    idle_ns: int = _duration("idle", "3s", "how long they then stay idle")
+    hold_ns: int = _duration("hold", "1s", "how long memhog keeps its memory")
+    idle_ns: int = _duration("idle", "3s", "how long memhog and burst stay idle")
     seed: int = _integer("seed", 1, 0, (1 << 32) - 1, "seed of everything random")
 
 

@@ -50,6 +50,8 @@ def _run(arguments: list[str] | None) -> int:
         interrupted = True
         machine.ended.set()
 
+    # Until there is a machine to stop, SIGTERM unwinds as Ctrl-C does: one that is half built removes its names.
+    signal.signal(signal.SIGTERM, lambda *_arguments: sys.exit(EXIT_OK))
     with Machine(settings) as machine:
         signal.signal(signal.SIGINT, on_interrupt)
         signal.signal(signal.SIGTERM, lambda *_arguments: machine.ended.set())

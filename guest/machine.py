@@ -177,7 +177,7 @@ class Machine:
             seed=settings.seed,
             min_order=settings.min_order,
             high_water_mark=settings.high_water_mark,
-            trigger="off" if self.policy.name == "off" else "hwm",
+            trigger=self.policy.trigger,
             ram_bytes=ram_bytes,
         )
 

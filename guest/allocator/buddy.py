@@ -32,7 +32,7 @@ from common.layout import (
     W_TRIGGER,
     W_WORK,
 )
-from common.native import kernel, semaphore_post, word_address
+from common.native import kernel, semaphore_post, semaphore_try, word_address
 from guest.allocator.lists import (
     add_to_free_list,
     add_to_free_list_tail,
@@ -43,7 +43,7 @@ from guest.allocator.lists import (
 from guest.allocator.shuffle import random_bit
 from guest.allocator.view import blocks_of, ctl_of, pages_of
 
-__all__ = ["account_free", "free_one", "notify_free", "pageblock_type", "request_run", "take_smallest"]
+__all__ = ["account_free", "free_one", "notify_free", "pageblock_type", "request_run", "take_smallest", "unqueue_work"]
 
 ISOLATE = int(Migratetype.ISOLATE)
 
@@ -65,15 +65,28 @@ def account_free(zone, pages, migratetype):  # type: ignore[no-untyped-def]
 
 @kernel
 def request_run(zone):  # type: ignore[no-untyped-def]
-    """Set REQUESTED and, when it is the first, queue the work (__page_reporting_request, B2)."""
+    """Set REQUESTED and, when it is the first, queue the work (__page_reporting_request, B2).
+
+    The work is queued first: should this process die in between, a run too many is made, and none is missed.
+    """
     if ctl_of(zone)[W_REQUESTED] or not ctl_of(zone)[W_REPORTING_ENABLED]:
         return
-    ctl_of(zone)[W_REQUESTED] = 1
-    ctl_of(zone)[W_REQUESTS] += 1
-    ctl_of(zone)[W_REFCNT] += 1
-    if ctl_of(zone)[W_REFCNT] == 1:
+    if ctl_of(zone)[W_REFCNT] == 0:
         # SAFETY: the semaphore lies in the mapped header; posting never blocks.
         semaphore_post(word_address(zone.ctl, W_WORK))
+    ctl_of(zone)[W_REQUESTS] += 1
+    ctl_of(zone)[W_REFCNT] += 1
+    ctl_of(zone)[W_REQUESTED] = 1
+
+
+@kernel
+def unqueue_work(zone):  # type: ignore[no-untyped-def]
+    """Take back every post for which REQUESTED is no longer set: a run has answered them (P2). Zone lock held."""
+    if ctl_of(zone)[W_REQUESTED]:
+        return
+    # SAFETY: as above; with the lock held nobody posts.
+    while semaphore_try(word_address(zone.ctl, W_WORK)) == 0:
+        pass
 
 
 @kernel

@@ -9,14 +9,17 @@ from common.layout import (
     C_OWNER_PID,
     C_RANDOM_STATE,
     N_PCP_LISTS,
+    W_ACTIVE,
     W_DEVICE_PID,
     W_MIN_ORDER,
     W_N_CPUS,
     W_N_PAGES,
     W_NR_FREE,
     W_RANDOM_STATE,
+    W_REFCNT,
     W_REPORTED,
     W_REPORTING_ENABLED,
+    W_REQUESTED,
     W_SEED,
 )
 from common.native import kernel, view_u8
@@ -144,6 +147,10 @@ def register_device(address, pid, stale_pid):  # type: ignore[no-untyped-def]
         return np.int64(E_LOCK)
     holder = ctl_of(zone)[W_DEVICE_PID]
     if holder == 0 or holder == stale_pid:
+        # What a dead device had asked for or begun is over; its semaphore may have been taken already.
+        ctl_of(zone)[W_REQUESTED] = 0
+        ctl_of(zone)[W_REFCNT] = 0
+        ctl_of(zone)[W_ACTIVE] = 0
         ctl_of(zone)[W_DEVICE_PID] = pid
         ctl_of(zone)[W_REPORTING_ENABLED] = 1
         request_run(zone)

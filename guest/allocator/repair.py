@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from common.geometry import N_MIGRATETYPES, N_ORDERS
+from common.geometry import N_MIGRATETYPES, N_ORDERS, TOP_ORDER, Migratetype
 from common.layout import (
     C_COUNT,
     CPU_WORDS,
@@ -39,14 +39,16 @@ from common.layout import (
     W_REPORTED,
     W_REQUESTED,
     W_ROTATED,
+    W_WORK,
 )
-from common.native import kernel
-from guest.allocator.buddy import account_free, free_one, pageblock_type
-from guest.allocator.lists import free_list_head, link_after, link_before, next_node
+from common.native import kernel, semaphore_post, word_address
+from guest.allocator.buddy import account_free, free_one, is_free_head, pageblock_type
+from guest.allocator.lists import del_page_from_free_list, free_list_head, link_after, link_before, next_node
 from guest.allocator.view import ctl_of, links_of, pages_of
 
 __all__ = ["empty_lists", "rebuild_slot", "rebuild_zone"]
 
+ISOLATE = int(Migratetype.ISOLATE)
 MT_FIELD = 0x7
 
 
@@ -70,9 +72,17 @@ def empty_lists(zone):  # type: ignore[no-untyped-def]
 
 @kernel
 def relink_free_block(zone, pfn, state):  # type: ignore[no-untyped-def]
-    """Put a free head back on the list that its state names: unreported in front, Reported at the boundary."""
+    """Put a free head back on the list that its state names: unreported in front, Reported at the boundary.
+
+    Death in the midst of an isolation leaves heads whose state disagrees with their pageblock: the pageblock is right.
+    """
     order = state & ORDER_MASK
     migratetype = (state >> MT_SHIFT) & MT_FIELD
+    block_type = pageblock_type(zone, pfn)
+    if (migratetype == ISOLATE) != (block_type == ISOLATE):
+        migratetype = block_type
+        state = FREE | order | (migratetype << MT_SHIFT)
+        pages_of(zone)[pfn] = state
     head = free_list_head(zone, order, migratetype)
     if state & REPORTED:
         word = W_BOUNDARY + migratetype * N_ORDERS + order
@@ -108,8 +118,12 @@ def rebuild_zone(zone):  # type: ignore[no-untyped-def]
         pfn += 1 << (state & ORDER_MASK)
     if orphans:
         free_orphans(zone)
+    merge_buddies(zone)
     ctl_of(zone)[W_REFCNT] = ctl_of(zone)[W_REQUESTED]
     ctl_of(zone)[W_ACTIVE] = 1 if ctl_of(zone)[W_ACTIVE] else 0
+    if ctl_of(zone)[W_REQUESTED]:
+        # SAFETY: the semaphore lies in the mapped header. One post too many is taken back when a run ends.
+        semaphore_post(word_address(zone.ctl, W_WORK))
     ctl_of(zone)[W_REPAIRS] += 1
 
 
@@ -125,6 +139,23 @@ def free_orphans(zone):  # type: ignore[no-untyped-def]
             pfn = became + (1 << order)
         else:
             pfn += 1 << (state & ORDER_MASK)
+
+
+@kernel
+def merge_buddies(zone):  # type: ignore[no-untyped-def]
+    """Merge free buddies that death kept apart (between a split and the end of what it was for). Zone lock held."""
+    pfn = np.int64(0)
+    while pfn < zone.n_pages:
+        state = np.int64(pages_of(zone)[pfn])
+        order = state & ORDER_MASK
+        buddy = pfn ^ (1 << order)
+        if state & KIND_MASK == FREE and order < TOP_ORDER and is_free_head(zone, buddy, order):
+            migratetype = pageblock_type(zone, pfn)
+            if (migratetype == ISOLATE) == (pageblock_type(zone, buddy) == ISOLATE):
+                del_page_from_free_list(zone, pfn, order)
+                account_free(zone, -(1 << order), (state >> MT_SHIFT) & MT_FIELD)
+                free_one(zone, pfn, order, migratetype, False, np.int64(W_RANDOM_STATE))
+        pfn += 1 << order
 
 
 @kernel

@@ -46,7 +46,7 @@ class ZoneSettings:
 
     memory_bytes: int
     cpus: int = 8
-    pcp_batch: int = 63  # zone_batchsize() of any zone above 256 MiB
+    pcp_batch: int = 63  # zone_batchsize() of a zone above some 688 MiB, its upper end
     pcp_high: int = 0
     shuffle: bool = False
     merge_likely: bool = True
@@ -191,7 +191,7 @@ class Zone:
         if not 0 <= migratetype < Migratetype.ISOLATE:
             raise OutOfRangeError(f"migratetype {migratetype}; nothing is allocated from ISOLATE")
         self._check_cpu(cpu)
-        pfn = int(entry.zone_alloc(self.address, cpu, order, int(migratetype), flags))
+        pfn = int(entry.zone_alloc(self._open(), cpu, order, int(migratetype), flags))
         if pfn >= 0:
             return pfn
         if pfn == locked.E_NO_MEMORY:
@@ -207,7 +207,7 @@ class Zone:
         self._check_cpu(cpu)
         if not (0 <= pfn < self.n_pages and 0 <= order < N_ORDERS):
             raise OutOfRangeError(f"free of pfn {pfn}, order {order}: the zone has {self.n_pages} pages, orders to 10")
-        code = int(entry.zone_free(self.address, cpu, pfn, order))
+        code = int(entry.zone_free(self._open(), cpu, pfn, order))
         if code:
             state = int(self._page[pfn])
             raise _error(code, f"free of pfn {pfn}, order {order} (its state is {state:#06x})")
@@ -215,7 +215,7 @@ class Zone:
     def drain(self, cpu: int) -> int:
         """Give what a slot's lists hold back to the zone (drain_pages); returns the pages. Both locks."""
         self._check_cpu(cpu)
-        pages = int(percpu.drain_slot(self.address, cpu))
+        pages = int(percpu.drain_slot(self._open(), cpu))
         if pages < 0:
             raise _error(pages, f"drain of slot {cpu}")
         return pages
@@ -227,7 +227,7 @@ class Zone:
             MachineError: all slots are taken.
         """
         for attempt in range(2):
-            cpu = int(entry.claim_slot(self.address, os.getpid()))
+            cpu = int(entry.claim_slot(self._open(), os.getpid()))
             if cpu >= 0:
                 return cpu
             if attempt == 0:
@@ -237,14 +237,14 @@ class Zone:
     def release_cpu(self, cpu: int) -> None:
         """Drain a claimed slot and give it up."""
         self.drain(cpu)
-        entry.release_slot(self.address, cpu, os.getpid())
+        entry.release_slot(self._open(), cpu, os.getpid())
 
     def _release_dead_slots(self) -> None:
         for cpu in range(self.n_cpus):
             pid = int(self._control[int(percpu.cpu_slot(cpu)) + layout.C_OWNER_PID])
             if pid and not _alive(pid):
                 self.drain(cpu)
-                entry.release_slot(self.address, cpu, pid)
+                entry.release_slot(self._open(), cpu, pid)
 
     # -- pageblocks ---------------------------------------------------------------------------------------------------
 
@@ -254,17 +254,19 @@ class Zone:
         Raises:
             OutOfRangeError: no such pageblock. AllocatorError: isolated already.
         """
-        self._pageblock_call(entry_code=int(locked.locked_isolate(self.address, pageblock)), pageblock=pageblock)
+        self._pageblock_call(entry_code=int(locked.locked_isolate(self._open(), pageblock)), pageblock=pageblock)
+        for cpu in range(self.n_cpus):  # drain_all_pages: what per-CPU lists hold of it must not be handed out either
+            self.drain(cpu)
 
     def unisolate(self, pageblock: int) -> None:
         """End a pageblock's isolation (undo_isolate_page_range). Raises as ``isolate``."""
-        self._pageblock_call(entry_code=int(locked.locked_unisolate(self.address, pageblock)), pageblock=pageblock)
+        self._pageblock_call(entry_code=int(locked.locked_unisolate(self._open(), pageblock)), pageblock=pageblock)
 
     def set_pageblock_migratetype(self, pageblock: int, migratetype: Migratetype) -> None:
         """Change a pageblock's type and move its free blocks along. Takes the zone lock. Not for ISOLATE."""
         if not 0 <= migratetype < Migratetype.ISOLATE:
             raise OutOfRangeError(f"migratetype {migratetype}; use isolate() for ISOLATE")
-        code = int(locked.locked_set_type(self.address, pageblock, int(migratetype)))
+        code = int(locked.locked_set_type(self._open(), pageblock, int(migratetype)))
         self._pageblock_call(entry_code=code, pageblock=pageblock)
 
     def _pageblock_call(self, *, entry_code: int, pageblock: int) -> None:
@@ -279,17 +281,23 @@ class Zone:
         Raises:
             OutOfRangeError: ``pfn`` is not on that list.
         """
-        code = int(locked.locked_rotate(self.address, order, int(migratetype), pfn))
+        code = int(locked.locked_rotate(self._open(), order, int(migratetype), pfn))
         if code:
             raise _error(code, f"rotation of list ({order}, {int(migratetype)}) to pfn {pfn}")
 
     # -- look ---------------------------------------------------------------------------------------------------------
 
     def free_list(self, order: int, migratetype: Migratetype) -> list[tuple[int, bool]]:
-        """(pfn, reported) of one list, front to tail. Takes the zone lock."""
+        """(pfn, reported) of one list, front to tail. Takes the zone lock.
+
+        Raises:
+            OutOfRangeError: no such order or migratetype.
+        """
+        if not (0 <= order < N_ORDERS and 0 <= migratetype <= Migratetype.ISOLATE):
+            raise OutOfRangeError(f"list ({order}, {migratetype}); orders go to {TOP_ORDER}, types to ISOLATE")
         out = np.zeros(1024, dtype=np.int64)
         while True:
-            length = int(entry.read_list(self.address, order, int(migratetype), out))
+            length = int(entry.read_list(self._open(), order, int(migratetype), out))
             if length < 0:
                 raise _error(length, "free_list")
             if length <= out.size:
@@ -366,7 +374,7 @@ class Zone:
     def snapshot(self) -> bytes:
         """The whole segment as bytes, taken with every lock held."""
         target = np.zeros(self.metadata_bytes, dtype=np.uint8)
-        code = int(entry.locked_copy(self.address, target))
+        code = int(entry.locked_copy(self._open(), target))
         if code:
             raise _error(code, "snapshot")
         return target.tobytes()
@@ -378,13 +386,23 @@ class Zone:
             InvariantViolation: names each breach by its identifier.
         """
         found = np.zeros(1 + 3 * validate.MAX_BREACHES, dtype=np.int64)
-        count = int(validate.locked_find_breaches(self.address, found))
+        count = int(validate.locked_find_breaches(self._open(), found))
         if count < 0:
             raise _error(locked.E_LOCK, "validate")
         if count:
             triples = found[1:].reshape(-1, 3)[: min(count, validate.MAX_BREACHES)]
             lines = [validate.BREACHES[int(code)].format(int(one), int(two)) for code, one, two in triples]
             raise InvariantViolation(f"{count} breaches: " + "; ".join(lines))
+
+    def _open(self) -> int:
+        """The address, for calls that take a lock.
+
+        Raises:
+            UsageError: attached to look only.
+        """
+        if not self._segment.writable:
+            raise UsageError("this zone is attached read-only: a lock cannot be taken; attach with read_only=False")
+        return self.address
 
     def _check_cpu(self, cpu: int) -> None:
         if not -1 <= cpu < self.n_cpus:

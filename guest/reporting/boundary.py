@@ -39,7 +39,7 @@ from common.layout import (
     W_ROTATED,
     W_RUNS,
 )
-from common.native import kernel
+from common.native import kernel, prefetch
 from guest.allocator.buddy import account_free
 from guest.allocator.lists import del_page_from_free_list, free_list_head, next_node, previous_node
 from guest.allocator.pageblocks import free_across_pageblocks
@@ -74,17 +74,17 @@ def is_reported(zone, pfn):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def walk_turned_list(zone, order, migratetype, head):  # type: ignore[no-untyped-def]
+def walk_turned_list(zone, order, migratetype, head, limit):  # type: ignore[no-untyped-def]
     """Next unreported block of a list whose order somebody changed, or -1; the boundary remembers how far it came.
 
-    Answers -2 when the visit limit of this hold is reached first.
+    Answers -2 when the nodes visited so far reach ``limit``, that of this hold.
     """
     word = W_BOUNDARY + migratetype * N_ORDERS + order
     pfn = previous_node(zone, ctl_of(zone)[word])
     visited = np.int64(1)
     while pfn != head and is_reported(zone, pfn):
         ctl_of(zone)[word] = pfn
-        if visited >= VISIT_LIMIT:
+        if ctl_of(zone)[W_NODES_VISITED] + visited >= limit:
             ctl_of(zone)[W_NODES_VISITED] += visited
             return np.int64(-2)
         pfn = previous_node(zone, pfn)
@@ -97,14 +97,14 @@ def walk_turned_list(zone, order, migratetype, head):  # type: ignore[no-untyped
 
 
 @kernel
-def find_unreported(zone, order, migratetype):  # type: ignore[no-untyped-def]
+def find_unreported(zone, order, migratetype, limit):  # type: ignore[no-untyped-def]
     """Block to pull next from one list, or -1 when it holds none (get_unreported_page); -2 see ``walk_turned_list``.
 
     Looks just ahead of the boundary, then at the front: an idle list has the shape U* R* U* (D5).
     """
     head = free_list_head(zone, order, migratetype)
     if ctl_of(zone)[W_ROTATED + order] >> migratetype & 1:
-        return walk_turned_list(zone, order, migratetype, head)
+        return walk_turned_list(zone, order, migratetype, head, limit)
     word = W_BOUNDARY + migratetype * N_ORDERS + order
     pfn = previous_node(zone, ctl_of(zone)[word])
     ctl_of(zone)[W_NODES_VISITED] += 1
@@ -137,6 +137,8 @@ def prefetch_pull(zone, capacity):  # type: ignore[no-untyped-def]
             else:
                 node = previous_node(zone, free_list_head(zone, order, migratetype))
             while node < zone.n_pages and left > 0 and not is_reported(zone, node):
+                prefetch(zone.link + 8 * node)
+                prefetch(zone.page + 2 * node)
                 node = previous_node(zone, node)
                 left -= 1
         order -= 1
@@ -160,13 +162,14 @@ def pull(zone, pfns, orders, capacity):  # type: ignore[no-untyped-def]
     """
     count = np.int64(0)
     order = np.int64(TOP_ORDER)
+    limit = ctl_of(zone)[W_NODES_VISITED] + VISIT_LIMIT
     limit_reached = False
     while order >= ctl_of(zone)[W_MIN_ORDER] and not limit_reached:
         for back in range(N_MIGRATETYPES):
             migratetype = N_MIGRATETYPES - 1 - back
             if migratetype == ISOLATE:
                 continue
-            pfn = find_unreported(zone, order, migratetype)
+            pfn = find_unreported(zone, order, migratetype, limit)
             while pfn >= 0:
                 take_for_report(zone, pfn, order, migratetype)
                 pfns[count] = pfn
@@ -174,7 +177,7 @@ def pull(zone, pfns, orders, capacity):  # type: ignore[no-untyped-def]
                 count += 1
                 if count == capacity:
                     break
-                pfn = find_unreported(zone, order, migratetype)
+                pfn = find_unreported(zone, order, migratetype, limit)
             if count == capacity or pfn == -2:
                 limit_reached = True
                 break
@@ -199,7 +202,7 @@ def clear_request(zone):  # type: ignore[no-untyped-def]
 def put_back(zone, pfns, orders, count, reported):  # type: ignore[no-untyped-def]
     """Return ``count`` blocks to the tail of their lists; flag each that did not merge, if ``reported`` (S7, S8).
 
-    Blocks that are not in flight are skipped: a repair has taken them already. Returns how many were put back.
+    Blocks that are not in flight are skipped: somebody put them back already. Returns how many were put back.
     """
     returned = np.int64(0)
     for index in range(count):

@@ -115,14 +115,23 @@ class Cycle:
 
         While the blocks are in flight they are this thread's own, so their residence is settled before the lock.
         """
-        arguments = (self.zone.address, batch.pfns, batch.orders)
+        try:
+            self._settle_residence(batch, outcome)
+        finally:  # whatever the residence cost, no block stays behind
+            returned = self._return_blocks(batch, flag=outcome in (Outcome.DONE, Outcome.KEPT))
+        return returned
+
+    def _settle_residence(self, batch: Batch, outcome: Outcome) -> None:
+        """Write down which pages of a batch the host still holds."""
         if outcome is Outcome.DONE:
-            mark_returned(*arguments)
+            mark_returned(self.zone.address, batch.pfns, batch.orders)
         elif outcome is not Outcome.KEPT and self._residence is not None:
             for pfn, order in zip(batch.pfns.tolist(), batch.orders.tolist(), strict=True):
                 present = self._residence(pfn, order)
                 set_residence(self.zone.address, pfn, np.where(present, RESIDENT, RETURNED).astype(np.uint8))
-        flag = outcome in (Outcome.DONE, Outcome.KEPT)
+
+    def _return_blocks(self, batch: Batch, *, flag: bool) -> int:
+        """Put the blocks back on their lists, flagged or not; how many were still in flight."""
         returned = table.locked_put_back(
             self.zone.address,
             self.policy.number,

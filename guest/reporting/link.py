@@ -240,9 +240,10 @@ class Link:
                         self._drain_acks()
                     elif key.fd == watched:
                         selector.unregister(watched)
+                        if self._host_pidfd == watched:  # unless the next host's welcome came in this very turn
+                            self._drop_host()
+                            self._say_hello()  # another host may have started already
                         watched = -1
-                        self._drop_host()
-                        self._say_hello()  # another host may have started already
                 with self._condition:
                     if self._stopping and self._woken():
                         return

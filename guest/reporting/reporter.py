@@ -83,7 +83,7 @@ class Reporter(threading.Thread):
                 if self._stop_event.wait(max(0.0, asked + self._pause_s() - time.monotonic())):
                     return
                 self._run_once()
-        except LabError as error:
+        except (LabError, OSError) as error:
             if not self._stop_event.is_set():
                 self._on_error(error)
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from common.errors import UsageError
-from common.layout import TRIGGER_HIGH_WATER_MARK, TRIGGER_OFF, W_REQUESTED
+from common.layout import W_REQUESTED
 from common.native import clock_ns, kernel
 from common.statistics import record
+from guest.allocator.buddy import unqueue_work
 from guest.allocator.locked import E_LOCK, lock_zone, unlock_zone
 from guest.allocator.view import ctl_of, open_zone
 from guest.reporting import boundary
@@ -28,7 +29,7 @@ class Policy:
     number: int
     name: str
     summary: str
-    trigger: int
+    trigger: str  # of ``ZoneSettings``
     delay_ns: int
     capacity: int
 
@@ -36,9 +37,9 @@ class Policy:
 POLICIES = {
     policy.name: policy
     for policy in (
-        Policy(0, "off", "no reporting: nothing is ever given back", TRIGGER_OFF, 0, 16),
+        Policy(0, "off", "no reporting: nothing is ever given back", "off", 0, 16),
         # v9: HZ/10, min(ring, 16), reference section 0.
-        Policy(1, "boundary", "v9: flag, boundary, high-water mark", TRIGGER_HIGH_WATER_MARK, 100_000_000, 16),
+        Policy(1, "boundary", "v9: flag, boundary, high-water mark", "hwm", 100_000_000, 16),
     )
 }
 OFF, BOUNDARY = 0, 1
@@ -115,6 +116,7 @@ def locked_end(address, policy, early, abandon):  # type: ignore[no-untyped-def]
         boundary.end(zone, early)
         if abandon:
             boundary.clear_request(zone)
+    unqueue_work(zone)
     requested = ctl_of(zone)[W_REQUESTED]
     unlock_zone(zone)
     return requested

@@ -57,7 +57,7 @@ S_TIMED = 11  # 1: measure allocation times
 STATE_WORDS = 16
 
 HELD_COLUMNS = 3  # pfn, order, tag
-_N_TAGS = 1 << 28  # a vCPU's own share of the 34-bit tags; it wraps after as many allocations
+_N_TAGS = 1 << 27  # a vCPU's own share of the 34-bit tags; it wraps after as many allocations
 
 # What a step asks of its thread.
 AGAIN = 0  # call me again at once
@@ -88,8 +88,8 @@ def acquire(zone, address, ram_address, state, held, times, finding, scratch, or
     if pfn < 0:
         return np.int64(0)
     state[S_TAG] = (state[S_TAG] + 1) % _N_TAGS
-    # Six bits tell the slot (0 to 63), so no two live blocks of different vCPUs share a tag; 1 keeps it from being 0.
-    tag = (state[S_TAG] << 6 | (cpu & 63)) + 1
+    # Seven bits tell the slot, so no two live blocks of different vCPUs share a tag; 1 keeps it from being 0.
+    tag = (state[S_TAG] << 7 | (cpu & 127)) + 1
     slot = cpu_slot(cpu)
     use_pages(zone, address, ram_address, slot, finding, pfn, order, tag)
     held[count, 0] = pfn

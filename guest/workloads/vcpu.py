@@ -115,7 +115,7 @@ class VCpu(threading.Thread):
                     self._stop_event.wait(self.settings.hold_ns / 1e9)
             self.release_all()
             self.zone.release_cpu(self.cpu)
-        except LabError as error:
+        except (LabError, OSError) as error:
             self._on_error(error)
 
     def release_all(self) -> None:

@@ -214,3 +214,15 @@ def test_half_a_pageblock_is_enough_to_claim_it(zone: Zone, pages: int, claimed:
         zone.free(pfn)
     assert zone.alloc(0, UNMOVABLE, flags=ALLOC_NO_WATERMARKS) is not None
     assert pageblock_types(zone)[0] == (UNMOVABLE if claimed else MOVABLE)
+
+
+def test_isolation_drains_per_cpu_lists(zone: Zone) -> None:
+    """S9: a page of the pageblock that lay on a per-CPU list is not handed out either (drain_all_pages)."""
+    pfn = zone.alloc(0, cpu=0)
+    assert pfn is not None
+    zone.free(pfn, cpu=0)
+    zone.isolate(pfn // PAGEBLOCK_PAGES)
+    zone.validate()
+    assert zone.statistics().pcp_pages == 0
+    taken = [zone.alloc(0, cpu=0) for _ in range(PAGEBLOCK_PAGES)]
+    assert all(other is not None and other // PAGEBLOCK_PAGES != pfn // PAGEBLOCK_PAGES for other in taken)
