@@ -16,6 +16,7 @@ import hashlib
 import os
 import select
 import shutil
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -77,27 +78,32 @@ def _cache_folder() -> Path:
     return base / digest.hexdigest()[:16]
 
 
-def _prepare_cache() -> None:
-    """Point Numba at the folder and drop folders of sources that nobody has used for a month."""
-    folder = _cache_folder()
+def _prepare_cache() -> bool:
+    """Point Numba at the folder and drop folders of sources that nobody has used for a month.
+
+    False where the home cannot be written: kernels are then compiled anew in each process.
+    """
     try:
+        folder = _cache_folder()
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         os.utime(folder)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
         for other in folder.parent.iterdir():
             if time.time() - other.stat().st_mtime > _CACHE_KEPT_S:
                 shutil.rmtree(other, ignore_errors=True)
-    except OSError:
-        return  # a read-only home: Numba falls back to __pycache__ or to compiling in memory
+    except (OSError, RuntimeError):  # RuntimeError: there is no home at all
+        return False
     numba.config.CACHE_DIR = str(folder)
+    return True
 
 
 JIT = not numba.config.DISABLE_JIT
-if JIT:
-    _prepare_cache()
+CACHED = JIT and _prepare_cache()
 
 # nogil: kernels run while other threads do. error_model numpy: no ZeroDivisionError, so that nothing can raise
 # between lock and unlock.
-kernel: Any = numba.njit(nogil=True, cache=True, error_model="numpy")
+kernel: Any = numba.njit(nogil=True, cache=CACHED, error_model="numpy")
 
 mutex_lock: Any
 mutex_unlock: Any
@@ -194,7 +200,7 @@ if JIT:
 
         return types.void(types.int64, types.int64), build
 
-    @numba.njit(nogil=True, cache=True)
+    @numba.njit(nogil=True, cache=CACHED)
     def thread_is_gone(thread: int) -> Any:
         """True when no thread of that id runs any more, a process that nobody has waited for included."""
         if _kill(np.int32(thread), np.int32(0)) != 0:
@@ -210,7 +216,7 @@ if JIT:
         _close(np.int32(descriptor))
         return (request[0] >> 48) & _POLLIN != 0
 
-    @numba.njit(nogil=True, cache=True)
+    @numba.njit(nogil=True, cache=CACHED)
     def sleep_us(microseconds: int) -> None:
         """Sleep, for a waiter whose turn does not come."""
         _usleep(np.uint32(microseconds))
@@ -228,34 +234,34 @@ if JIT:
 
         return types.boolean(types.int64, types.int64, types.int64), build
 
-    @numba.njit(nogil=True, cache=True)
+    @numba.njit(nogil=True, cache=CACHED)
     def view_i64(address: int, length: int) -> Any:
         """int64 array of ``length`` items over raw memory at ``address`` (8-byte aligned)."""
         return numba.carray(_pointer(np.uintp(address)), length, np.int64)
 
-    @numba.njit(nogil=True, cache=True)
+    @numba.njit(nogil=True, cache=CACHED)
     def view_u32(address: int, length: int) -> Any:
         """uint32 array over raw memory."""
         return numba.carray(_pointer(np.uintp(address)), length, np.uint32)
 
-    @numba.njit(nogil=True, cache=True)
+    @numba.njit(nogil=True, cache=CACHED)
     def view_u16(address: int, length: int) -> Any:
         """uint16 array over raw memory."""
         return numba.carray(_pointer(np.uintp(address)), length, np.uint16)
 
-    @numba.njit(nogil=True, cache=True)
+    @numba.njit(nogil=True, cache=CACHED)
     def view_u8(address: int, length: int) -> Any:
         """uint8 array over raw memory."""
         return numba.carray(_pointer(np.uintp(address)), length, np.uint8)
 
-    @numba.njit(nogil=True, cache=True)
+    @numba.njit(nogil=True, cache=CACHED)
     def clock_ns(scratch: Any) -> int:
         """CLOCK_MONOTONIC in ns. ``scratch``: int64[2] of the calling thread. For histograms only, never to decide."""
         # SAFETY: the timespec is written into the caller's own array of two words.
         _clock_gettime(np.int32(_CLOCK_MONOTONIC), np.uintp(scratch.ctypes.data))
         return int(scratch[0] * 1_000_000_000 + scratch[1])
 
-    @numba.njit(nogil=True, cache=True)
+    @numba.njit(nogil=True, cache=CACHED)
     def word_address(address: int, word: int) -> Any:
         """Address of word ``word`` of the segment at ``address``, as the external functions want it."""
         return np.uintp(address + 8 * word)

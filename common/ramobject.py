@@ -26,7 +26,7 @@ from common.errors import MachineError, NameInUseError, PeerError
 from common.geometry import PAGE_BYTES
 from common.names import SHM_DIR, ram_object
 
-__all__ = ["GATE_BYTES", "RamObject"]
+__all__ = ["GATE_BYTES", "RamObject", "remove_if_dead"]
 
 GATE_BYTES = PAGE_BYTES
 _WORD = struct.Struct("<Q")
@@ -46,8 +46,10 @@ class RamObject:
     def create(cls, lab: str, guest: str, *, ram_bytes: int) -> Self:
         """A new object, mode 0600, memory not populated, nothing withdrawn. For the guest.
 
+        From now on this process owns the guest's name: what a dead guest of that name left behind is replaced.
+
         Raises:
-            NameInUseError: it exists; whether it is stale is the caller's to know.
+            NameInUseError: a live process owns the name.
             MachineError: shared memory is too small, full or not permitted; the message names the fix.
         """
         name = ram_object(lab, guest)
@@ -55,12 +57,7 @@ class RamObject:
         free_bytes = _free_bytes()
         if ram_bytes + GATE_BYTES > free_bytes:
             raise _no_space(ram_bytes, free_bytes)
-        try:
-            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        except FileExistsError as error:
-            raise NameInUseError(f"shared memory {name} exists already") from error
-        except OSError as error:
-            raise MachineError(f"cannot create {path}: {error.strerror}; is {SHM_DIR} mounted and writable?") from error
+        descriptor = _create_owned(path)
         try:
             os.fchmod(descriptor, 0o600)  # whatever the umask took away
             os.ftruncate(descriptor, ram_bytes + GATE_BYTES)
@@ -71,6 +68,7 @@ class RamObject:
             if error.errno in {errno.ENOSPC, errno.EFBIG, errno.ENOMEM}:
                 raise _no_space(ram_bytes, _free_bytes()) from error
             raise MachineError(f"cannot create {path}: {error.strerror}") from error
+        _owned_here.add(_identity(descriptor))
         return cls(name, descriptor, ram_bytes)
 
     @classmethod
@@ -108,6 +106,10 @@ class RamObject:
         """Device and inode: tells this object from a later one of the same name."""
         status = os.fstat(self._descriptor)
         return status.st_dev, status.st_ino
+
+    def owner_pid(self) -> int:
+        """Process that created the object and still has it open, as the kernel tells; 0 if it is gone (or is us)."""
+        return _lock_holder(self._descriptor)
 
     def resident_bytes(self) -> int:
         """Bytes of memory that are populated, the gate page left out. Raises ``OSError``."""
@@ -164,6 +166,7 @@ class RamObject:
                 self._map.close()
             self._map = None
         if self._descriptor >= 0:
+            _owned_here.discard(_identity(self._descriptor))
             os.close(self._descriptor)
             self._descriptor = -1
 
@@ -179,6 +182,104 @@ class RamObject:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def remove_if_dead(path: str) -> bool:
+    """Remove the RAM object at ``path`` (under ``SHM_DIR``) if its owner is gone; True if it is gone now.
+
+    The owner's lock is taken for it, so of two that find the same dead object only one removes it, and none removes
+    what a successor has made meanwhile.
+
+    Raises:
+        OSError: it is not ours to open or to remove.
+    """
+    if _is_ours(path):
+        return False
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return True
+    try:
+        if not _lock(descriptor):
+            return False
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.lstat(path)):
+                os.unlink(path)
+        return True
+    finally:
+        os.close(descriptor)
+
+
+# Objects that this process owns, by device and inode: the kernel's record locks do not hold against their own process.
+_owned_here: set[tuple[int, int]] = set()
+# struct flock of bits/fcntl.h on 64-bit Linux: type, whence, start, len, pid.
+_FLOCK = struct.Struct("hhqqi4x")
+
+
+def _create_owned(path: str) -> int:
+    """Descriptor of a new object at ``path``, with the owner's lock on it.
+
+    It is a record lock, which is apart from the ``flock`` of the gate, tells who holds it, and goes with the process.
+    """
+    while True:
+        try:
+            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except FileExistsError:
+            try:
+                if remove_if_dead(path):
+                    continue
+                holder = _holder_at(path)
+            except OSError as error:
+                raise NameInUseError(f"{path} exists and is not ours: {error.strerror}; remove it") from error
+            who = f"process {holder}" if holder else "a live process"
+            raise NameInUseError(f"{path} belongs to {who}; choose another --name") from None
+        except OSError as error:
+            raise MachineError(f"cannot create {path}: {error.strerror}; is {SHM_DIR} mounted and writable?") from error
+        if _lock(descriptor) and os.path.exists(path) and os.path.samestat(os.fstat(descriptor), os.lstat(path)):
+            return descriptor
+        os.close(descriptor)  # between our open and our lock somebody took it for a dead one's: try again
+
+
+def _lock(descriptor: int) -> bool:
+    """Take the owner's lock without waiting; False if another process has it."""
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in {errno.EACCES, errno.EAGAIN}:
+            return False
+        raise
+    return True
+
+
+def _lock_holder(descriptor: int) -> int:
+    """Pid of the process that has the owner's lock; 0 if none has, or this one."""
+    request = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+    kind, _whence, _start, _length, pid = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_GETLK, request))
+    return 0 if kind == fcntl.F_UNLCK else int(pid)
+
+
+def _holder_at(path: str) -> int:
+    if _is_ours(path):
+        return os.getpid()
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        return _lock_holder(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_ours(path: str) -> bool:
+    """Asked by name and not by descriptor: closing a second descriptor would drop this process's own record lock."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return False
+    return (status.st_dev, status.st_ino) in _owned_here
+
+
+def _identity(descriptor: int) -> tuple[int, int]:
+    status = os.fstat(descriptor)
+    return status.st_dev, status.st_ino
 
 
 def _free_bytes() -> int:

@@ -7,6 +7,7 @@ offsets before it uses a single word.
 from __future__ import annotations
 
 import contextlib
+import errno
 import mmap
 import os
 import stat
@@ -18,6 +19,8 @@ import posix_ipc
 from common import layout
 from common.errors import MachineError, NameInUseError, SegmentError
 from common.geometry import MAX_PAGES, MIN_MEMORY_BYTES, PAGE_SHIFT, PAGEBLOCK_PAGES
+
+_RESERVED_BYTES = 256 << 20
 
 __all__ = ["Segment", "check_header", "check_ownership", "open_object", "unlink_object"]
 
@@ -47,12 +50,27 @@ def open_object(name: str, *, create_bytes: int = 0) -> int:
     except (posix_ipc.PermissionsError, OSError) as error:
         raise MachineError(f"{name}: {error}; /dev/shm must be mounted and writable for this user") from error
     try:
-        os.ftruncate(descriptor, create_bytes)
+        _reserve(descriptor, create_bytes)
     except OSError as error:
         os.close(descriptor)
         unlink_object(name)
         raise MachineError(f"{name}: {create_bytes} bytes: {error}; enlarge /dev/shm or use less memory") from error
     return int(descriptor)
+
+
+def _reserve(descriptor: int, size_bytes: int) -> None:
+    """Give the object its size, and its pages where they are few: a touch that finds no page left is a SIGBUS.
+
+    Raises:
+        OSError: no space.
+    """
+    space = os.fstatvfs(descriptor)
+    if size_bytes > space.f_bavail * space.f_frsize:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    if size_bytes <= _RESERVED_BYTES:
+        os.posix_fallocate(descriptor, 0, size_bytes)
+    else:
+        os.ftruncate(descriptor, size_bytes)
 
 
 def check_ownership(descriptor: int, name: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+import threading
 from typing import TYPE_CHECKING, Any
 
 from common.cli import EXIT_INTERRUPTED, EXIT_OK, run_command
@@ -43,18 +44,9 @@ def _run(arguments: list[str] | None) -> int:
     from guest.machine import Machine
     from guest.view import open_view
 
-    interrupted = False
-
-    def on_interrupt(*_arguments: Any) -> None:
-        nonlocal interrupted
-        interrupted = True
-        machine.ended.set()
-
-    # Until there is a machine to stop, SIGTERM unwinds as Ctrl-C does: one that is half built removes its names.
-    signal.signal(signal.SIGTERM, lambda *_arguments: sys.exit(EXIT_OK))
+    stop = _Stop()  # before the machine is built: a signal then sets a flag and cannot tear a half-built one apart
     with Machine(settings) as machine:
-        signal.signal(signal.SIGINT, on_interrupt)
-        signal.signal(signal.SIGTERM, lambda *_arguments: machine.ended.set())
+        stop.end(machine.ended)
         with open_view(machine, quiet=settings.quiet, period_s=_VIEW_PERIOD_S):
             machine.wait(settings.duration_s)
         result = _finish(machine)
@@ -64,7 +56,30 @@ def _run(arguments: list[str] | None) -> int:
         raise machine.error
     if not result["ok"]:
         raise InvariantViolation("; ".join(result["complaints"]))
-    return EXIT_INTERRUPTED if interrupted else EXIT_OK
+    return EXIT_INTERRUPTED if stop.interrupted else EXIT_OK
+
+
+class _Stop:
+    """SIGINT, SIGTERM and SIGHUP as flags, and the event to set once there is one."""
+
+    def __init__(self) -> None:
+        self.interrupted = False
+        self._asked = False
+        self._event: threading.Event | None = None
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._handle)
+
+    def end(self, event: threading.Event) -> None:
+        """Set ``event`` at a signal; at once if one has come already."""
+        self._event = event
+        if self._asked:
+            event.set()
+
+    def _handle(self, number: int, _frame: object) -> None:
+        self._asked = True
+        self.interrupted |= number == signal.SIGINT
+        if self._event is not None:
+            self._event.set()
 
 
 def _finish(machine: Machine) -> dict[str, Any]:

@@ -8,13 +8,12 @@ import os
 import threading
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Self, cast
 
 import numpy as np
 
 from common import messages, names
-from common.errors import InvariantViolation, LabError, NameInUseError, SegmentError
+from common.errors import InvariantViolation, LabError
 from common.geometry import PAGE_BYTES
 from common.queues import unlink_queue
 from common.ramobject import RamObject
@@ -33,6 +32,7 @@ __all__ = ["GuestResult", "Machine"]
 
 _SPARE_SLOTS = 2  # per-CPU slots beyond the vCPUs', for processes that attach
 _SAMPLE_S = 0.05
+_LONGEST_SETTLING_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -74,31 +74,9 @@ class GuestResult:
     reports_timeline: tuple[tuple[int, int, int], ...] = ()
 
 
-def remove_stale_names(lab: str, guest: str) -> None:
-    """Remove what a dead guest of this name left behind.
-
-    Raises:
-        NameInUseError: the guest lives, or what is there cannot be told to be dead.
-    """
-    try:
-        zone = Zone.attach(lab, guest, read_only=True)
-    except SegmentError as error:
-        if not Path(names.SHM_DIR + names.zone_object(lab, guest)).exists():
-            _unlink_names(lab, guest)  # a death between two steps of creation can leave the rest without the zone
-            return
-        raise NameInUseError(
-            f"guest {guest!r}: {error}; if no guest of that name runs, remove {names.SHM_DIR}/fpr.{lab}.{guest}.*"
-        ) from error
-    owner = zone.owner_pid
-    zone.close()
-    if Path(f"/proc/{owner}").exists():
-        raise NameInUseError(f"guest {guest!r} of lab {lab!r} runs already as process {owner}; choose another --name")
-    _unlink_names(lab, guest)
-
-
-def _unlink_names(lab: str, guest: str) -> None:
+def remove_leftovers(lab: str, guest: str) -> None:
+    """Remove what a dead guest of this name left behind beside its RAM object. The caller owns that name now."""
     unlink_object(names.zone_object(lab, guest))
-    unlink_object(names.ram_object(lab, guest))
     for queue in (names.report_queue(lab, guest), names.ack_queue(lab, guest)):
         unlink_queue(queue)
 
@@ -128,7 +106,6 @@ class Machine:
         self._started = time.monotonic()
         self._work_ended = 0.0
         self._close = contextlib.ExitStack()
-        remove_stale_names(self.lab, self.name)
         try:
             self._build()
         except BaseException:
@@ -139,12 +116,15 @@ class Machine:
         settings = self.settings
         shared = settings.backend == "shared"
         ram_bytes = settings.memory if shared else 0
-        self.zone = Zone.create(self.lab, self.name, settings=self._zone_settings(ram_bytes))
-        self._close.callback(self.zone.unlink)
+        # The RAM object first: who has made it owns the guest's name until the process ends.
         self.ram = RamObject.create(self.lab, self.name, ram_bytes=ram_bytes)
         self._close.callback(self._close_ram)
+        remove_leftovers(self.lab, self.name)
+        self.zone = Zone.create(self.lab, self.name, settings=self._zone_settings(ram_bytes))
+        self._close.callback(self.zone.unlink)
         self._ram_map = self.ram.map() if shared else None
-        self._ram_view = None if self._ram_map is None else np.frombuffer(self._ram_map, dtype=np.uint8)
+        if self._ram_map is not None:
+            self._ram_view = np.frombuffer(self._ram_map, dtype=np.uint8)
         # SAFETY: the view keeps the mapping alive; it is dropped after the vCPU threads have been joined.
         self.ram_address = 0 if self._ram_view is None else int(self._ram_view.ctypes.data)
         self.cycle = Cycle(
@@ -223,12 +203,16 @@ class Machine:
     # -- life ---------------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
-        self.link.start()
-        if self.reporter is not None:
-            self.reporter.start()
-        self._started = time.monotonic()
-        for vcpu in self.vcpus:
-            vcpu.start()
+        try:
+            self.link.start()
+            if self.reporter is not None:
+                self.reporter.start()
+            self._started = time.monotonic()
+            for vcpu in self.vcpus:
+                vcpu.start()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_exception: object) -> None:
@@ -250,21 +234,19 @@ class Machine:
     def settle(self) -> None:
         """After ``stop_work``: let the reporter give back what the workload freed, as an idle guest would.
 
-        Returns when no run is requested or active, or after the delay, a deadline and a second; at once without a
-        host to report to.
+        Returns when no run is requested or active, or after the delay, a deadline and a second, ten seconds at most; at
+        once without a host to report to.
         """
         if self.reporter is None:
             return
-        patience_s = (self.delay_ns + self.settings.deadline_ns) / 1e9 + 1.0
+        patience_s = min((self.delay_ns + self.settings.deadline_ns) / 1e9 + 1.0, _LONGEST_SETTLING_S)
         end = time.monotonic() + patience_s
         while time.monotonic() < end and self.link.connected:
             statistics = self.sample()[0]
             if not statistics.requested and not statistics.active:
                 return
-            if self.ended.wait(_SAMPLE_S) and self.error is not None:
-                return
-            if self.ended.is_set():
-                time.sleep(_SAMPLE_S)  # interrupted: settle all the same, but without spinning
+            if self.ended.wait(_SAMPLE_S):
+                return  # interrupted, or an error: leave now
 
     def stop_reporting(self) -> None:
         """Stop the reporter; nothing is in flight afterwards."""

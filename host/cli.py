@@ -89,9 +89,9 @@ class _Signals:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[_Signals]:
-    """Handlers for both signals; those of before are put back."""
+    """Handlers for the signals that end a host; those of before are put back."""
     signals = _Signals()
-    before = {number: signal.signal(number, signals.note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, signals.note) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield signals
     finally:

@@ -115,7 +115,7 @@ class Registry:
         """The process of ``guest`` has ended: remove what it left behind, keep its account."""
         if self.guests.get(guest.hello.guest) is guest:
             self._retire(guest, lost=True)
-            guest.identities.remove()
+            guest.identities.remove()  # by identity: what a successor has made meanwhile stays
 
     def close(self) -> None:
         """Close everything; guests that live keep their names, for the next host."""
@@ -144,6 +144,11 @@ class Registry:
         except BaseException:
             os.close(pidfd)
             raise
+        owner = objects.ram.owner_pid()
+        if owner and owner != hello.pid:
+            objects.close()
+            os.close(pidfd)
+            raise PeerError(f"the memory of guest {hello.guest} belongs to pid {owner}, not {hello.pid}")
         guest = Guest(
             hello, pidfd, objects.identities, objects, BACKENDS[hello.backend](objects.ram, hello.n_pages, self.proof)
         )

@@ -17,13 +17,14 @@ from typing import Self
 from common.errors import LabError, MachineError, NameInUseError
 from common.messages import Announce, encode
 from common.names import SHM_DIR, ack_queue, control_queue, guests_in_shm, ram_object, report_queue, zone_object
-from common.queues import Queue, QueueMissingError, create_control_queue, unlink_queue
+from common.queues import Queue, create_control_queue, unlink_queue
+from common.ramobject import remove_if_dead
 from host.objects import unlink_shared_memory
 
 __all__ = ["LabName", "announce", "lock_object"]
 
-# A guest makes its RAM object first and its queues within moments. One without an ack queue for this long is nobody's.
-_ORPHAN_AGE_S = 60.0
+# A guest makes its RAM object, locks it, and only then gives it a size. One without a size this old is dead too.
+_ORPHAN_AGE_S = 2.0
 
 
 def lock_object(lab: str) -> str:
@@ -109,15 +110,26 @@ def announce(lab: str) -> int:
             continue
         if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
             continue
+        locked_once = status.st_size > 0 or time.time() - status.st_ctime > _ORPHAN_AGE_S
+        if locked_once and _remove_dead_guest(lab, guest):
+            continue
         try:
             with Queue.open(ack_queue(lab, guest), read=False, write=True) as queue:
                 told += queue.send(encode(Announce(os.getpid())), 0)
-        except QueueMissingError:
-            if time.time() - status.st_ctime > _ORPHAN_AGE_S:
-                unlink_shared_memory(ram_object(lab, guest))
-                unlink_shared_memory(zone_object(lab, guest))
-                with contextlib.suppress(OSError):
-                    unlink_queue(report_queue(lab, guest))
-        except (LabError, OSError, ValueError):  # hostile, gone, or too short a queue: not a guest
+        except (LabError, OSError, ValueError):  # not there yet, hostile, gone, or too short a queue
             continue
     return told
+
+
+def _remove_dead_guest(lab: str, guest: str) -> bool:
+    """Remove the names of a guest whose process is gone, as a host that had lived would have; False if it lives."""
+    try:
+        if not remove_if_dead(SHM_DIR + ram_object(lab, guest)):
+            return False
+    except OSError:
+        return False
+    unlink_shared_memory(zone_object(lab, guest))
+    for queue in (report_queue(lab, guest), ack_queue(lab, guest)):
+        with contextlib.suppress(OSError):
+            unlink_queue(queue)
+    return True

@@ -95,6 +95,8 @@ class Link:
         self._stopping = False
         self._refused = False
         self._hello_due = False
+        self._selector: selectors.BaseSelector = selectors.DefaultSelector()  # the listening thread brings its own
+        self._selector.close()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._acks = create_ack_queue(lab, hello.guest)
         try:
@@ -202,6 +204,8 @@ class Link:
                     self._withdrawn += 1
                     return Outcome.WITHDRAWN
             if ack is not None:
+                with self._condition:
+                    self._awaited = 0  # the same answer once more is stale
                 outcome = _OUTCOMES[ack.status]
                 if outcome is Outcome.FAILED:
                     self._failed += 1
@@ -225,25 +229,16 @@ class Link:
 
     def _listen(self) -> None:
         with selectors.DefaultSelector() as selector:
+            self._selector = selector
             selector.register(self._acks.fileno(), selectors.EVENT_READ)
             selector.register(self._wake, selectors.EVENT_READ)
-            watched = -1
             while True:
-                if watched != self._host_pidfd:
-                    if watched >= 0:
-                        selector.unregister(watched)
-                    watched = self._host_pidfd
-                    if watched >= 0:
-                        selector.register(watched, selectors.EVENT_READ)
                 for key, _events in selector.select(_HELLO_RETRY_S if self._hello_due else None):
                     if key.fd == self._acks.fileno():
                         self._drain_acks()
-                    elif key.fd == watched:
-                        selector.unregister(watched)
-                        if self._host_pidfd == watched:  # unless the next host's welcome came in this very turn
-                            self._drop_host()
-                            self._say_hello()  # another host may have started already
-                        watched = -1
+                    elif key.data == self._connections and self.connected:
+                        self._drop_host()
+                        self._say_hello()  # another host may have started already
                 with self._condition:
                     if self._stopping and self._woken():
                         return
@@ -283,22 +278,25 @@ class Link:
             self._malformed += 1
 
     def _meet_host(self, pid: int) -> None:
+        """Watch the host's process; the number of this connection tells its end from that of an earlier host."""
         try:
             pidfd = os.pidfd_open(pid)
         except OSError:
             return  # it is gone again
+        self._drop_host()
         with self._condition:
-            old, self._host_pidfd = self._host_pidfd, pidfd
+            self._host_pidfd = pidfd
             self._connections += 1
             self._condition.notify_all()
-        if old >= 0:
-            os.close(old)
+        self._selector.register(pidfd, selectors.EVENT_READ, self._connections)
 
     def _drop_host(self) -> None:
         with self._condition:
             old, self._host_pidfd = self._host_pidfd, -1
             self._condition.notify_all()
         if old >= 0:
+            with contextlib.suppress(KeyError, ValueError, OSError):  # closed with its thread already
+                self._selector.unregister(old)
             os.close(old)
 
     def _say_hello(self) -> None:

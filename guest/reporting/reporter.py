@@ -72,7 +72,8 @@ class Reporter(threading.Thread):
     def run(self) -> None:
         """Thread body."""
         try:
-            while True:
+            # Looked at before each sleep too: the end of a run takes posts back, that of ``stop`` among them.
+            while not self._stop_event.is_set():
                 wait_semaphore(self.zone.work_address)
                 if self._stop_event.is_set():
                     return

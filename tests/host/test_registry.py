@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 import posix_ipc
 import pytest
 
+from common import ramobject
 from common.geometry import PAGE_BYTES
 from common.messages import Ack, Announce, Hello, Refuse, Status, Welcome
 from common.names import SHM_DIR, ack_queue, report_queue
@@ -258,13 +260,12 @@ def test_guests_that_wait_are_announced_to_and_strangers_are_left_alone(lab_name
             assert os.path.exists(SHM_DIR + starting.ram.name)
 
 
-def test_what_nobody_has_an_ack_queue_for_is_removed_once_it_is_old(
-    lab_name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from host import takeover
-
-    monkeypatch.setattr(takeover, "_ORPHAN_AGE_S", -1.0)
-    with StandIn(lab_name) as orphan:
-        orphan.acks.unlink()
+def test_what_a_guest_left_that_died_without_a_host_is_removed(lab_name: str) -> None:
+    """Its memory is locked by nobody; that of a guest that lives is, and stays."""
+    with StandIn(lab_name) as dead, StandIn(lab_name, "g1"):
+        fcntl.lockf(dead.ram.fileno(), fcntl.LOCK_UN)  # what the kernel does when a process ends
+        ramobject._owned_here.discard(dead.ram.identity)
         with Host(lab_name):
-            assert leftovers(lab_name, ["g0"]) == [f"{SHM_DIR}/fpr.{lab_name}.host", f"/fpr.{lab_name}.control"]
+            left = leftovers(lab_name, ["g0", "g1"])
+            assert not [name for name in left if ".g0." in name]
+            assert len([name for name in left if ".g1." in name]) == 4
