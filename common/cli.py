@@ -2,42 +2,143 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import errno
 import os
 import sys
 from collections.abc import Callable
+from typing import Any, NoReturn, TextIO
 
-from common.errors import LabError
+from common.errors import LabError, MachineError, UsageError
 
-__all__ = ["EXIT_FAILED", "EXIT_INTERRUPTED", "EXIT_OK", "run_command"]
+__all__ = ["EXIT_FAILED", "EXIT_INTERRUPTED", "EXIT_OK", "CommandParser", "run_command"]
 
 EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell shows it
 
+# What the machine refused, and what a user can do about it.
+_SPACE = "free some space, in /dev/shm too (df -h /dev/shm)"
+_PERMISSIONS = "check the permissions, those of /dev/shm too"
+_HINTS = {
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "raise the machine's limit of open files (/proc/sys/fs/file-max)",
+    errno.ENOSPC: _SPACE,
+    errno.EDQUOT: _SPACE,
+    errno.EFBIG: "raise the limit of file size (ulimit -f)",
+    errno.EROFS: "use a place that can be written to",
+    errno.EACCES: _PERMISSIONS,
+    errno.EPERM: _PERMISSIONS,
+    errno.ENOMEM: "free some memory, or use fewer or smaller guests",
+    errno.EAGAIN: "raise the limit of processes (ulimit -u)",  # fork(2)
+}
+_BUGS = {errno.EBADF, errno.EFAULT, errno.EINVAL}  # the machine is right and we are wrong: those keep their traceback
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser whose errors are a ``UsageError``, one line like all others; flags are not abbreviated."""
+
+    def __init__(self, *, prog: str, description: str | None, **others: Any) -> None:
+        super().__init__(prog=prog, description=description, allow_abbrev=False, **others)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise ``message``, which names the flag.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError(f"{message.removeprefix('argument ')}; see {self.prog} --help")
+
 
 def run_command(main: Callable[[], int]) -> int:
-    """Run a command's ``main`` and return its exit code, or that of the ``LabError`` which it raised.
+    """Run a command's ``main`` and return its exit code, or that of the error which it raised.
 
-    Other exceptions are bugs and pass through with their traceback, as does argparse's ``SystemExit``.
+    What the machine refuses (``OSError``) and nobody explained ends as ``MachineError`` does. Other exceptions are bugs
+    and pass through with their traceback, as does argparse's ``SystemExit`` after ``--help``.
     """
+    _open_closed_streams()
+    leaving: SystemExit | None = None
     try:
-        try:
-            return main()
-        except LabError as error:
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-            return error.exit_code
-        except KeyboardInterrupt:
-            return EXIT_INTERRUPTED
-        finally:
-            # Here, and not at interpreter exit, where a reader that went away can no longer be handled.
-            sys.stdout.flush()
-    except BrokenPipeError:
-        _silence_stdout()
+        code = _code_of(main)
+    except SystemExit as error:
+        leaving, code = error, EXIT_OK
+    # Here, and not at interpreter exit, where a reader that went away can no longer be handled.
+    trouble = _flush(sys.stdout)
+    if isinstance(trouble, BrokenPipeError):
+        code, leaving = EXIT_FAILED, None
+    elif trouble is not None and code == EXIT_OK:
+        _complain(f"standard output: {_in_words(trouble)}")
+        code, leaving = MachineError.exit_code, None
+    _flush(sys.stderr)
+    if leaving is not None:
+        raise leaving
+    return code
+
+
+def _code_of(main: Callable[[], int]) -> int:
+    """The exit code of ``main``; an error is told first."""
+    try:
+        return main()
+    except LabError as error:
+        _complain(str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has had enough
         return EXIT_FAILED
+    except MemoryError as error:
+        _complain(f"out of memory: {error}; {_HINTS[errno.ENOMEM]}")
+        return MachineError.exit_code
+    except OSError as error:
+        if error.errno is None or error.errno in _BUGS:
+            raise
+        _complain(_in_words(error))
+        return MachineError.exit_code
 
 
-def _silence_stdout() -> None:
-    """Point standard output at /dev/null: what is still buffered would raise once more at interpreter exit."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, sys.stdout.fileno())
-    os.close(null)
+def _in_words(error: OSError) -> str:
+    """What the system said, about which file if it said that, and what to do."""
+    parts = [str(part) for part in (error.filename, error.strerror) if part is not None]
+    hint = _HINTS.get(error.errno or 0)
+    return ": ".join(parts) + (f"; {hint}" if hint else "")
+
+
+def _complain(text: str) -> None:
+    """One line on standard error, if somebody is there to read it."""
+    if sys.stderr is not None:  # print would take standard output instead
+        with contextlib.suppress(OSError):
+            print(f"error: {' '.join(text.split())}", file=sys.stderr)
+
+
+def _open_closed_streams() -> None:
+    """Open /dev/null for each of the three streams that is closed (``>&-``).
+
+    The next file to be opened would get its number otherwise: a guest's memory, into which an abort writes its message.
+    ``sys.stdout`` stays None then, so that a result that should go there is refused and not lost.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number: this one
+            if descriptor == 2 and sys.stderr is None:
+                sys.stderr = os.fdopen(2, "w", closefd=False)
+
+
+def _flush(stream: TextIO | None) -> OSError | None:
+    """Flush ``stream``; if it cannot be written to, why. What it still holds is then dropped.
+
+    Otherwise it would raise once more at interpreter exit.
+    """
+    if stream is None:
+        return None
+    try:
+        stream.flush()
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, stream.fileno())
+            os.close(null)
+        return error
+    return None

@@ -14,6 +14,7 @@ bits    meaning
 4-6     kind: 0 interior, 1 free, 2 allocated, 3 in flight, 4 on a per-CPU list
 7       Reported: on a free list and already given back (PG_reported)
 8-10    migratetype of the list it is on, or that it was allocated for
+11      claimed: allocated, and taken from its owner by a free that is under way
 ======  ===========================================================================
 
 Links are pairs (next, prev) of node numbers: a pfn, or a list head. Head of free list (order, migratetype) is node
@@ -35,6 +36,7 @@ __all__ = [
     "ALLOCATED",
     "BLOCK_MT_MASK",
     "BLOCK_SAVED_SHIFT",
+    "CLAIMED",
     "CPU_DTYPE",
     "CPU_WORDS",
     "C_ALLOCATED_BYTES",
@@ -342,6 +344,7 @@ ON_PCP = 4 << KIND_SHIFT
 REPORTED = 1 << 7
 MT_SHIFT = 8
 MT_MASK = 0x7 << MT_SHIFT
+CLAIMED = 1 << 11
 
 # The resident map, beside the page records.
 NEVER_TOUCHED = 0

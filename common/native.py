@@ -30,6 +30,7 @@ from numba.extending import intrinsic as _intrinsic
 
 __all__ = [
     "JIT",
+    "barrier",
     "clock_ns",
     "exchange_i64",
     "exchange_u16",
@@ -110,6 +111,7 @@ mutex_unlock: Any
 mutex_consistent: Any
 semaphore_post: Any
 semaphore_try: Any
+barrier: Any
 exchange_i64: Any
 exchange_u16: Any
 load_i64: Any
@@ -178,6 +180,19 @@ if JIT:
             return builder.extract_value(answer, 1)
 
         return types.boolean(types.int64, types.int64, types.int64), build
+
+    @intrinsic
+    def barrier(_context: Any) -> Any:
+        """Keep the compiler from moving loads and stores across this point; costs nothing at run time.
+
+        A process can be killed between any two instructions; what is in memory then is what repair has to go by.
+        """
+
+        def build(context: Any, builder: Any, _signature: Any, _args: Any) -> Any:
+            builder.asm(ir.FunctionType(ir.VoidType(), []), "", "~{memory}", [], side_effect=True)
+            return context.get_dummy_value()
+
+        return types.void(), build
 
     @intrinsic
     def load_i64(_context: Any, _address: Any) -> Any:
@@ -295,6 +310,9 @@ else:
             return False
         word.value = int(replacement)
         return True
+
+    def barrier() -> None:
+        """Plain Python does things in the order in which they are written."""
 
     def load_i64(address: int) -> int:
         """The int64 at an address."""

@@ -8,6 +8,7 @@ Import-light on purpose: ``--help`` runs through this module.
 from __future__ import annotations
 
 import argparse
+import reprlib
 from collections.abc import Callable
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, ClassVar, TypeVar
@@ -19,6 +20,9 @@ __all__ = ["TABLES", "Option", "Settings", "add_flags", "load", "option", "optio
 TABLES = ("demo", "guest", "host")  # of a settings file; each command reads its own
 _METADATA = "option"
 _FILE_FIELD = "settings"  # the field that names the file itself cannot stand in the file
+# A wrong value as a message shows it. A file can nest tables deeper than repr can follow.
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ class Option:
 
     def refusal(self, where: str, value: Any) -> UsageError:
         """The error for ``value``; the caller raises it."""
-        return UsageError(f"{where}: {value!r}; allowed is {self.allowed}")
+        return UsageError(f"{where}: {_SHORT.repr(value)}; allowed is {self.allowed}")
 
 
 def option(
@@ -175,6 +179,8 @@ def _read_file(cls: type[Settings], path: str) -> dict[str, Any]:
         raise UsageError(f"--settings: {path!r}; cannot be read: {error.strerror}") from None
     except ValueError as error:  # not TOML, or not UTF-8
         raise UsageError(f"--settings: {path!r}; is not TOML: {error}") from None
+    except RecursionError:
+        raise UsageError(f"--settings: {path!r}; is nested too deeply; allowed are plain values in tables") from None
     for name, table in document.items():
         if name not in TABLES or not isinstance(table, dict):
             raise UsageError(f"{name}: no table of {path}; allowed are {', '.join(f'[{known}]' for known in TABLES)}")

@@ -10,7 +10,7 @@ from typing import Any
 
 from common.errors import MachineError, UsageError
 
-__all__ = ["STDOUT", "check_output", "write_bytes", "write_json"]
+__all__ = ["STDOUT", "check_distinct", "check_output", "write_bytes", "write_json"]
 
 STDOUT = "-"
 
@@ -19,7 +19,7 @@ def check_output(path: str, *, force: bool, make_folder: bool = False) -> None:
     """Find out before a run what would spoil its result after it.
 
     Args:
-        path: a file, or ``-`` for standard output, which is always fine.
+        path: a file, or ``-`` for standard output, which is fine unless it is closed.
         force: whether a file that exists may be replaced.
         make_folder: create a missing folder (for a default path, which nobody typed) instead of refusing.
 
@@ -27,6 +27,8 @@ def check_output(path: str, *, force: bool, make_folder: bool = False) -> None:
         UsageError: the path cannot be written to; names the fix.
     """
     if path == STDOUT:
+        if sys.stdout is None:
+            raise UsageError(f"{path}: standard output is closed; name a file, or leave it open")
         return
     folder = os.path.dirname(os.path.realpath(path))
     if make_folder:
@@ -37,11 +39,35 @@ def check_output(path: str, *, force: bool, make_folder: bool = False) -> None:
     if not os.path.isdir(folder):
         raise UsageError(f"{path}: there is no folder {folder}; make it first: mkdir -p {folder}")
     if _is_stream(path):
+        if not os.access(path, os.W_OK):
+            raise UsageError(f"{path}: may not be written to; name another path")
         return
     if os.path.exists(path) and not force:
         raise UsageError(f"{path}: exists; give --force to overwrite it, or another path")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise UsageError(f"{path}: may not write in {folder}; name another path")
+    sibling = _sibling(os.path.realpath(path))
+    try:  # Really: access(2) grants root a file in /proc, and knows neither quotas nor the length of a name.
+        os.close(os.open(sibling, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        os.unlink(sibling)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot write in {folder}: {error.strerror}; name another path") from None
+
+
+def check_distinct(paths: dict[str, str]) -> None:
+    """Find out before a run whether two results would go to the same file. Empty paths and ``-`` are none.
+
+    Args:
+        paths: path by flag.
+
+    Raises:
+        UsageError: two are the same file, links followed; names both flags.
+    """
+    flags: dict[str, str] = {}
+    for flag, path in paths.items():
+        if not path or path == STDOUT:
+            continue
+        other = flags.setdefault(os.path.realpath(path), flag)
+        if other != flag:
+            raise UsageError(f"{flag}: {path!r} is the file of {other} too; name another path")
 
 
 def write_json(result: Any, path: str, *, force: bool) -> None:
@@ -52,11 +78,17 @@ def write_json(result: Any, path: str, *, force: bool) -> None:
     """
     text = result if isinstance(result, str) else json.dumps(result, indent=2, allow_nan=False)
     text = text.rstrip("\n") + "\n"
-    if path == STDOUT:
+    if path != STDOUT:
+        write_bytes(text.encode(), path, force=force)
+        return
+    check_output(path, force=force)
+    try:
         sys.stdout.write(text)
         sys.stdout.flush()
-    else:
-        write_bytes(text.encode(), path, force=force)
+    except BrokenPipeError:
+        raise  # as in write_bytes
+    except OSError as error:
+        raise MachineError(f"standard output: {error.strerror}; free some space or name a file") from error
 
 
 def write_bytes(data: bytes, path: str, *, force: bool) -> None:
@@ -79,7 +111,7 @@ def write_bytes(data: bytes, path: str, *, force: bool) -> None:
 
 
 def _replace(target: str, data: bytes) -> None:
-    sibling = f"{target}.{os.getpid()}.part"
+    sibling = _sibling(target)
     stream = open(sibling, "xb")  # noqa: SIM115  closed below; the sibling is ours to remove only once this succeeded
     try:
         with stream:
@@ -88,6 +120,11 @@ def _replace(target: str, data: bytes) -> None:
     except BaseException:
         os.unlink(sibling)
         raise
+
+
+def _sibling(target: str) -> str:
+    """A name beside ``target`` that nobody else uses."""
+    return f"{target}.{os.getpid()}-{os.urandom(4).hex()}.part"
 
 
 def _is_stream(path: str) -> bool:

@@ -19,8 +19,8 @@ _PLAIN_PERIOD_S = 1.0
 
 @contextlib.contextmanager
 def open_view(machine: Machine, *, quiet: bool, period_s: float) -> Iterator[None]:
-    """Show ``machine`` on standard error while the block runs; nothing when ``quiet``."""
-    if quiet:
+    """Show ``machine`` on standard error while the block runs; nothing when ``quiet`` or that is closed."""
+    if quiet or sys.stderr is None:
         yield
         return
     done = threading.Event()

@@ -21,7 +21,7 @@ from common.layout import (
     W_NR_FREE,
     W_REPORTED,
 )
-from common.native import kernel
+from common.native import barrier, kernel
 from guest.allocator.view import ctl_of, links_of, pages_of
 
 __all__ = [
@@ -75,6 +75,7 @@ def link_after(zone, node, predecessor):  # type: ignore[no-untyped-def]
     behind = np.int64(links_of(zone)[2 * predecessor])
     links_of(zone)[2 * node] = behind
     links_of(zone)[2 * node + 1] = predecessor
+    barrier()  # its own links are right before the forward chain leads to it
     links_of(zone)[2 * predecessor] = node
     links_of(zone)[2 * behind + 1] = node
 
@@ -91,6 +92,7 @@ def unlink(zone, node):  # type: ignore[no-untyped-def]
 @kernel
 def add_to_free_list(zone, pfn, order, migratetype):  # type: ignore[no-untyped-def]
     """Make ``pfn`` a free, unreported head at the front of its list: always ahead of the boundary (D4)."""
+    barrier()  # what it is made of is interior before it is a head
     pages_of(zone)[pfn] = FREE | order | (migratetype << MT_SHIFT)
     link_after(zone, pfn, free_list_head(zone, order, migratetype))
     ctl_of(zone)[W_NR_FREE + order] += 1
@@ -107,6 +109,7 @@ def tail_position(zone, order, migratetype):  # type: ignore[no-untyped-def]
 @kernel
 def add_to_free_list_tail(zone, pfn, order, migratetype):  # type: ignore[no-untyped-def]
     """Make ``pfn`` a free, unreported head directly ahead of the boundary, or at the very tail (D4)."""
+    barrier()  # as above
     pages_of(zone)[pfn] = FREE | order | (migratetype << MT_SHIFT)
     link_before(zone, pfn, tail_position(zone, order, migratetype))
     ctl_of(zone)[W_NR_FREE + order] += 1

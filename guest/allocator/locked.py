@@ -10,6 +10,7 @@ import numpy as np
 from common.geometry import PAGEBLOCK_ORDER, TOP_ORDER
 from common.layout import (
     ALLOCATED,
+    CLAIMED,
     FREE,
     HEAD_MASK,
     INTERIOR,
@@ -131,9 +132,9 @@ def allocated_state(zone, pfn, order):  # type: ignore[no-untyped-def]
     if pfn & ((1 << order) - 1):
         return np.int64(E_OUT_OF_RANGE)
     state = np.int64(pages_of(zone)[pfn])
-    if state & HEAD_MASK == ALLOCATED | order:
+    if state & (HEAD_MASK | CLAIMED) == ALLOCATED | order:
         return state
-    if state & (HEAD_MASK & ~ORDER_MASK) == ALLOCATED:
+    if state & (HEAD_MASK & ~ORDER_MASK | CLAIMED) == ALLOCATED:
         return np.int64(E_WRONG_ORDER)
     return np.int64(E_DOUBLE_FREE)
 

@@ -18,6 +18,7 @@ from common.layout import (
     C_LOCK,
     C_RANDOM_STATE,
     C_REFILLS,
+    CLAIMED,
     CPU_WORDS,
     FREE_HEAD_NODES,
     HEADER_WORDS,
@@ -34,7 +35,7 @@ from common.layout import (
     W_PCP_BATCH,
     W_PCP_HIGH,
 )
-from common.native import exchange_i64, kernel, load_i64, prefetch, sleep_us, store_i64, thread_is_gone
+from common.native import barrier, exchange_i64, kernel, load_i64, prefetch, sleep_us, store_i64, thread_is_gone
 from guest.allocator.buddy import is_free_head, pageblock_type
 from guest.allocator.lists import link_after, next_node, previous_node, unlink
 from guest.allocator.locked import (
@@ -130,11 +131,13 @@ def refill(zone, slot, head, order, migratetype, flags):  # type: ignore[no-unty
         pfn = take_pages(zone, order, migratetype, flags)
         if pfn < 0:
             break
-        pages_of(zone)[pfn] = ON_PCP | order | (migratetype << MT_SHIFT)
         # The forward chain is whole after each block, for rebuild_slot; the head's backward link follows at the end.
         links_of(zone)[2 * pfn] = head
         links_of(zone)[2 * pfn + 1] = last
+        barrier()
         links_of(zone)[2 * last] = pfn
+        barrier()  # on the list first: a block that says so and is on none would be lost
+        pages_of(zone)[pfn] = ON_PCP | order | (migratetype << MT_SHIFT)
         last = pfn
         taken += 1
     links_of(zone)[2 * head + 1] = last
@@ -187,8 +190,9 @@ def drain_blocks(zone, cpu, index, pages):  # type: ignore[no-untyped-def]
         while left > 0 and pfn != head:
             order = np.int64(pages_of(zone)[pfn]) & ORDER_MASK
             before = previous_node(zone, pfn)
-            links_of(zone)[2 * before] = head  # cut off ahead of it: the forward chain stays whole, as above
-            pages_of(zone)[pfn] = INTERIOR
+            pages_of(zone)[pfn] = INTERIOR  # ends the chain for rebuild_slot, and rebuild_zone frees it
+            barrier()
+            links_of(zone)[2 * before] = head
             free_across_pageblocks(zone, pfn, order, False, slot + C_RANDOM_STATE)
             left -= 1 << order
             pfn = before
@@ -219,8 +223,9 @@ def alloc_pages(zone, cpu, order, migratetype, flags):  # type: ignore[no-untype
             unlock_slot(zone, cpu)
             return np.int64(E_NO_MEMORY) if taken == 0 else np.int64(E_LOCK)
         pfn = next_node(zone, head)
-    unlink(zone, pfn)
     pages_of(zone)[pfn] = ALLOCATED | order | (migratetype << MT_SHIFT)
+    barrier()  # handed out first: rebuild_slot then takes it off the list
+    unlink(zone, pfn)
     ctl_of(zone)[slot + C_COUNT] -= 1 << order
     ctl_of(zone)[slot + C_ALLOCATIONS] += 1
     unlock_slot(zone, cpu)
@@ -241,13 +246,15 @@ def free_pages(zone, cpu, pfn, order):  # type: ignore[no-untyped-def]
     if not has_pcp_list(zone, cpu, order, migratetype):
         return buddy_free(zone, pfn, order)
     lock_slot(zone, cpu)
-    if not claim_block(zone, pfn, state, ON_PCP | order | (migratetype << MT_SHIFT)):
+    if not claim_block(zone, pfn, state, state | CLAIMED):
         unlock_slot(zone, cpu)
         return np.int64(E_DOUBLE_FREE)
     code = np.int64(0)
     slot = cpu_slot(cpu)
     index = pcp_list_index(order, migratetype)
     link_after(zone, pfn, pcp_list_head(zone, cpu, index))
+    barrier()  # on the list first, as in refill
+    pages_of(zone)[pfn] = ON_PCP | order | (migratetype << MT_SHIFT)
     ctl_of(zone)[slot + C_COUNT] += 1 << order
     ctl_of(zone)[slot + C_FREES] += 1
     if ctl_of(zone)[slot + C_COUNT] >= ctl_of(zone)[W_PCP_HIGH]:

@@ -11,7 +11,9 @@ import numpy as np
 
 from common.geometry import N_MIGRATETYPES, N_ORDERS, TOP_ORDER, Migratetype
 from common.layout import (
+    ALLOCATED,
     C_COUNT,
+    CLAIMED,
     CPU_WORDS,
     FREE,
     FREE_HEAD_NODES,
@@ -19,6 +21,7 @@ from common.layout import (
     IN_FLIGHT,
     INTERIOR,
     KIND_MASK,
+    MT_MASK,
     MT_SHIFT,
     N_PCP_LISTS,
     ON_PCP,
@@ -162,17 +165,27 @@ def merge_buddies(zone):  # type: ignore[no-untyped-def]
 def rebuild_slot(zone, cpu):  # type: ignore[no-untyped-def]
     """Mend a per-CPU slot whose owner died in it: backward links and count follow from the forward chains.
 
-    Slot lock held. A node that is no longer on a per-CPU list ends its chain.
+    Slot lock held. A block on the chain that is still claimed was being freed: it is one of the list. One that is
+    allocated was being handed out, or brought in by a refill: it is taken off and stays the dead owner's. Any other
+    ends the chain: it was being drained, from the tail.
     """
     count = np.int64(0)
     for index in range(N_PCP_LISTS):
         head = ctl_of(zone)[W_N_PAGES] + FREE_HEAD_NODES + cpu * PCP_HEAD_NODES + index
         last = head
         node = next_node(zone, head)
-        while node < ctl_of(zone)[W_N_PAGES] and np.int64(pages_of(zone)[node]) & KIND_MASK == ON_PCP:
-            links_of(zone)[2 * node + 1] = last
-            count += 1 << (np.int64(pages_of(zone)[node]) & ORDER_MASK)
-            last = node
+        while node < ctl_of(zone)[W_N_PAGES]:
+            state = np.int64(pages_of(zone)[node])
+            if state & (KIND_MASK | CLAIMED) == ALLOCATED | CLAIMED:
+                state = ON_PCP | (state & (ORDER_MASK | MT_MASK))
+                pages_of(zone)[node] = state
+            if state & KIND_MASK == ON_PCP:
+                links_of(zone)[2 * last] = node
+                links_of(zone)[2 * node + 1] = last
+                count += 1 << (state & ORDER_MASK)
+                last = node
+            elif state & KIND_MASK != ALLOCATED:
+                break
             node = next_node(zone, node)
         links_of(zone)[2 * last] = head
         links_of(zone)[2 * head + 1] = last

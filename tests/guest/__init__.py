@@ -1,0 +1,1 @@
+"""The guest's memory, workloads, link, reporter and machine, each by itself."""
