@@ -52,7 +52,7 @@ def test_everybody_at_once(lab_name: str, tmp_path: Path, scene: dict[str, Any])
 @pytest.mark.parametrize("scene", SCENES, ids=scene_name)
 def test_everybody_at_once_for_long(lab_name: str, tmp_path: Path, scene: dict[str, Any]) -> None:
     with Stage(lab_name, tmp_path, **scene) as stage:
-        for round_number in range(10):
+        for round_number in range(6):
             stage.attach("churn", seed=200 + round_number)
             stage.attach("burst", seed=300 + round_number)
             stage.work_until(allocations=100_000, returned_pages=2000)
