@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 
-from common.cli import run_command
+from common.cli import CommandParser, run_command
 from common.settings import DemoSettings, add_flags, load
 
 __all__ = ["main"]
@@ -13,10 +12,9 @@ __all__ = ["main"]
 
 def main(arguments: list[str] | None = None) -> int:
     """Read the flags and run the demo; the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="run_demo.py",
         description="Start a host and some guests, let the guests work and give their free memory back, and show it.",
-        allow_abbrev=False,
     )
     add_flags(parser, DemoSettings)
     settings = load(DemoSettings, parser.parse_args(arguments))

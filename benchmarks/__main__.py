@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from common.cli import EXIT_FAILED, EXIT_OK, run_command
+from common.cli import EXIT_FAILED, EXIT_OK, CommandParser, run_command
 from common.output import check_output, write_json
 
 if TYPE_CHECKING:  # NumPy comes with it, and --help must answer in 0.3 s
@@ -23,7 +22,7 @@ def main() -> int:
 
 
 def _run() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, allow_abbrev=False)
+    parser = CommandParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--only", choices=NAMES, action="append", help="run this benchmark only (may be repeated)")
     parser.add_argument("--rounds", type=int, default=_ROUNDS, help=f"interleaved rounds (default: {_ROUNDS})")
     parser.add_argument("--json", default="", metavar="PATH|-", help="write the rows as JSON")

@@ -88,7 +88,7 @@ def _code_of(main: Callable[[], int]) -> int:
     except BrokenPipeError:  # the reader of our output has had enough
         return EXIT_FAILED
     except MemoryError as error:
-        _complain(f"out of memory: {error}; {_HINTS[errno.ENOMEM]}")
+        _complain(f"out of memory: {str(error) or 'refused'}; {_HINTS[errno.ENOMEM]}")
         return MachineError.exit_code
     except OSError as error:
         if error.errno is None or error.errno in _BUGS:

@@ -28,7 +28,7 @@ def check_output(path: str, *, force: bool, make_folder: bool = False) -> None:
     """
     if path == STDOUT:
         if sys.stdout is None:
-            raise UsageError(f"{path}: standard output is closed; name a file, or leave it open")
+            raise UsageError("standard output is closed; name a file instead of -")
         return
     folder = os.path.dirname(os.path.realpath(path))
     if make_folder:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import signal
 import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
-from common.cli import EXIT_INTERRUPTED, EXIT_OK, run_command
+from common.cli import EXIT_INTERRUPTED, EXIT_OK, CommandParser, run_command
 from common.errors import InvariantViolation
 from common.output import check_output, write_json
 from common.settings import GuestSettings, add_flags, load
@@ -27,10 +26,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(arguments: list[str] | None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m guest",
         description="A guest: page allocator, free page reporting and a workload, on real shared memory.",
-        allow_abbrev=False,
     )
     add_flags(parser, GuestSettings)
     parser.add_argument("--warm-up", action="store_true", help="compile the kernels into the cache and leave")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import signal
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from common.cli import EXIT_INTERRUPTED, EXIT_OK, run_command
+from common.cli import EXIT_INTERRUPTED, EXIT_OK, CommandParser, run_command
 from common.output import check_output, write_json
 from common.settings import HostSettings, add_flags, load
 
@@ -24,10 +23,9 @@ Guests may start before or after; stop with Ctrl-C."""
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m host", description=_DESCRIPTION)
+    parser = CommandParser(prog="python -m host", description=_DESCRIPTION)
     add_flags(parser, HostSettings)
-    namespace = parser.parse_args(arguments)
-    return run_command(lambda: _serve(load(HostSettings, namespace)))
+    return run_command(lambda: _serve(load(HostSettings, parser.parse_args(arguments))))
 
 
 def _serve(settings: HostSettings) -> int:

@@ -163,7 +163,7 @@ class TableView:
 
 def make_view(lab: str, *, quiet: bool) -> ViewOnStream:
     """The view that fits standard error."""
-    if quiet:
+    if quiet or sys.stderr is None:  # None: closed by whoever started us
         return SilentView()
     if sys.stderr.isatty():
         return TableView(lab)

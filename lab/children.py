@@ -2,7 +2,7 @@
 
 Each child leads a session of its own, so Ctrl-C at the terminal reaches us alone and we end the children in order.
 Signals set a word and wake the selector; nothing here is ever interrupted half-way, so there is no moment at which a
-child runs and is not known. If we are killed outright, the kernel ends the children (``lab.leash``).
+child runs and is not known. If we are killed outright, a leash ends the children (``lab.leash``).
 
 A child that ended stays unreaped until its whole process group was killed: as long as it is a zombie, no other
 process can have been given its number.
@@ -30,6 +30,7 @@ _LEASH = Path(__file__).with_name("leash.py")
 _ROOT = Path(__file__).resolve().parent.parent
 _TAIL_BYTES = 4096
 _TICK_S = 0.25
+_ORPHAN_GRACE_S = 15.0  # for a child to end in order once we were killed: a guest settles for 10 s at most
 
 
 class Interrupts:
@@ -114,10 +115,10 @@ class Children:
     def start(self, name: str, arguments: Sequence[str]) -> Child:
         """Run ``python ARGUMENTS`` from the project's folder; its standard output goes nowhere, its error to a file."""
         stderr = tempfile.TemporaryFile()  # noqa: SIM115  lives as long as the child; closed on exit
-        command = [sys.executable, "-I", "-S", str(_LEASH), str(os.getpid()), sys.executable, *arguments]
+        leash = [sys.executable, "-I", "-S", str(_LEASH), str(os.getpid()), str(_ORPHAN_GRACE_S)]
         try:
             process = subprocess.Popen(  # noqa: S603  our own modules, no shell
-                command,
+                [*leash, sys.executable, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
@@ -130,7 +131,9 @@ class Children:
         try:
             pidfd = os.pidfd_open(process.pid)
         except OSError:
-            process.kill()
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.kill()  # perhaps it leads no group yet
             process.wait()
             stderr.close()
             raise

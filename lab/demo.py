@@ -14,7 +14,7 @@ import numpy as np
 
 from common.errors import UsageError
 from common.options import option_of
-from common.output import check_output, write_bytes, write_json
+from common.output import check_distinct, check_output, write_bytes, write_json
 from common.settings import DEFAULT_PLOT, DemoSettings, GuestSettings
 from lab.orchestrate import LabPlan, ProcessPlan, run_lab
 from lab.outcome import ProcessEnd, RunOutcome
@@ -26,6 +26,7 @@ __all__ = ["make_plan", "run_demo"]
 
 _OURS = {"json", "force", "quiet", "settings"}  # settings that say what to do with results, not how to run
 _FORMATS = (".png", ".svg", ".pdf")
+_SEEDS = 1 << 32  # as many as --seed takes
 
 
 def run_demo(settings: DemoSettings) -> int:
@@ -81,7 +82,7 @@ def _guest_plan(settings: DemoSettings, lab: str, number: int, folder: Path) -> 
             continue
         value = getattr(settings, setting.name)
         if setting.name == "seed":
-            value = (value + number - 1) % (1 << 63)
+            value = (value + number - 1) % _SEEDS
         flag = option_of(setting).flag
         if isinstance(value, bool):
             arguments.append(f"--{flag}" if value else f"--no-{flag}")
@@ -98,6 +99,7 @@ def _flag_text(name: str, value: float | str) -> str:
 
 
 def _check_outputs(settings: DemoSettings) -> None:
+    check_distinct({"--json": settings.json, "--plot": settings.plot})
     if settings.json:
         check_output(settings.json, force=settings.force)
     if settings.plot:

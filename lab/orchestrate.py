@@ -28,8 +28,9 @@ __all__ = ["LabPlan", "ProcessPlan", "run_lab"]
 
 _WARM_UP = "warm-up"
 _WARM_UP_LIMIT_S = 300.0  # compiling takes tens of seconds on a slow machine
-_START_LIMIT_S = 30.0  # beyond the guests' duration: imports, connecting, the last reports
+_START_LIMIT_S = 30.0  # beyond the guests' duration: imports, connecting, checking all memory at the end
 _START_LIMIT_PER_GUEST_S = 5.0
+_SETTLE_LIMIT_S = 10.0  # a guest whose time is over waits this long, whatever its delay, for its last reports
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,8 @@ def run_lab(plan: LabPlan, view: View, *, make_probe: Callable[[str], Probe] | N
             try:
                 return run.to_the_end()
             finally:
-                children.kill([end.name for end in (plan.host, *plan.guests)])
-                _sweep(plan, children)
+                children.kill([_WARM_UP, *(process.name for process in (plan.host, *plan.guests))])
+                _sweep(plan)
 
 
 class _Run:
@@ -153,7 +154,7 @@ class _Run:
             self.children.start(process.name, process.arguments)
         assert self._sampler is not None
         self._sampler.start()
-        limit_s = plan.duration_s + plan.start_limit_s + _START_LIMIT_PER_GUEST_S * len(plan.guests)
+        limit_s = plan.duration_s + _SETTLE_LIMIT_S + plan.start_limit_s + _START_LIMIT_PER_GUEST_S * len(plan.guests)
         deadline_s = time.monotonic() + limit_s
         if self.children.wait(self._guest_names, deadline_s=deadline_s, until=self._is_failure):
             return
@@ -189,26 +190,19 @@ def _read_account(path: Path) -> Account | None:
     return account if isinstance(account, dict) else None
 
 
-def _sweep(plan: LabPlan, children: Children) -> None:
-    """Remove what processes that a signal ended could not remove. Names that others may hold are left alone."""
+def _sweep(plan: LabPlan) -> None:
+    """Remove whatever is left of the lab's names, now that none of its processes runs.
 
-    def was_killed(process: ProcessPlan) -> bool:
-        try:
-            return (children[process.name].exit_code or 0) < 0
-        except KeyError:
-            return False
-
-    objects: list[str] = []
-    queues: list[str] = []
-    for guest in filter(was_killed, plan.guests):
-        objects += [names.zone_object(plan.lab, guest.name), names.ram_object(plan.lab, guest.name)]
+    One that was killed, by us or by somebody else, could not. The lab's name is of this run alone, so nobody else has
+    an object of that name.
+    """
+    queues = [names.control_queue(plan.lab)]
+    for guest in plan.guests:
         queues += [names.report_queue(plan.lab, guest.name), names.ack_queue(plan.lab, guest.name)]
-    if was_killed(plan.host):
-        objects.append(f"/fpr.{plan.lab}.host")
-        queues.append(names.control_queue(plan.lab))
-    for name in objects:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(names.SHM_DIR + name)
-    for name in queues:
-        with contextlib.suppress(posix_ipc.ExistentialError):
-            posix_ipc.unlink_message_queue(name)
+    for queue in queues:
+        with contextlib.suppress(posix_ipc.Error):
+            posix_ipc.unlink_message_queue(queue)
+    with contextlib.suppress(OSError):
+        for entry in os.listdir(names.SHM_DIR):
+            if entry.startswith(f"fpr.{plan.lab}."):
+                os.unlink(f"{names.SHM_DIR}/{entry}")

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Any
 
 from lab.view import mib
 
 __all__ = ["failure_text", "headline", "subtitle", "summary_text"]
+
+# What a signal says of the machine. A page of shared memory that the kernel has no room for is SIGBUS, not an error.
+_SIGNALS = {
+    int(signal.SIGBUS): " (SIGBUS): the memory in /dev/shm ran out; enlarge it "
+    "(mount -o remount,size=SIZE /dev/shm) or use fewer or smaller guests",
+}
 
 
 def headline(result: dict[str, Any]) -> str:
@@ -70,7 +77,7 @@ def failure_text(name: str, exit_code: int | None, stderr_tail: str) -> str:
     if exit_code is None:
         how = "was never started"
     elif exit_code < 0:
-        how = f"was ended by signal {-exit_code}"
+        how = f"was ended by signal {-exit_code}{_SIGNALS.get(-exit_code, '')}"
     else:
         how = f"ended with exit code {exit_code}"
     indented = "\n".join(f"    {line}" for line in stderr_tail.splitlines()[-20:])

@@ -139,7 +139,7 @@ class LiveView:
 def make_view(*, quiet: bool, stream: TextIO | None = None) -> View:
     """The view that fits ``stream`` (default standard error): live on a terminal, else plain."""
     stream = sys.stderr if stream is None else stream
-    if quiet:
+    if quiet or stream is None:  # None: closed by whoever started us
         return SilentView()
     if not stream.isatty() or os.environ.get("TERM", "dumb") == "dumb":
         return PlainView(stream)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
-from common.errors import UsageError
-from common.output import check_output, write_bytes, write_json
+from common.errors import MachineError, UsageError
+from common.output import check_distinct, check_output, write_bytes, write_json
 
 
 def test_an_object_and_its_text_give_the_same_file(tmp_path: Path) -> None:
@@ -79,3 +80,42 @@ def test_a_link_is_kept_and_a_device_is_written_to(tmp_path: Path) -> None:
     null.symlink_to("/dev/null")
     write_json({}, str(null), force=False)
     assert not os.path.isfile("/dev/null")
+
+
+def test_a_closed_standard_output_is_refused_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(UsageError, match="standard output is closed"):
+        check_output("-", force=False)
+
+
+def test_a_full_standard_output_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    descriptor = os.open("/dev/full", os.O_WRONLY)
+    stream = os.fdopen(descriptor, "w", closefd=False)
+    monkeypatch.setattr(sys, "stdout", stream)
+    with pytest.raises(MachineError, match="standard output: No space left on device"):
+        write_json({}, "-", force=False)
+    monkeypatch.undo()
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, descriptor)  # what the stream still holds goes there
+    stream.close()
+    os.close(null)
+    os.close(descriptor)
+
+
+def test_a_folder_that_takes_no_file_is_found_before_the_run(tmp_path: Path) -> None:
+    # /proc takes no file of anybody, though access(2) tells root that it does; nor does any folder take such a name.
+    for path in ("/proc/result.json", str(tmp_path / ("x" * 255))):
+        with pytest.raises(UsageError, match="cannot write in"):
+            check_output(path, force=False)
+    check_output(str(tmp_path / "result.json"), force=False)
+    assert os.listdir(tmp_path) == []
+
+
+def test_two_results_never_share_a_file(tmp_path: Path) -> None:
+    path, link = tmp_path / "result.png", tmp_path / "link.png"
+    link.symlink_to(path)
+    for other in (str(path), str(link), f"{tmp_path}/./result.png"):
+        with pytest.raises(UsageError, match=r"^--plot: .* is the file of --json too"):
+            check_distinct({"--json": str(path), "--plot": other})
+    for one, other in (("-", "-"), ("", ""), (str(path), str(tmp_path / "other.png"))):
+        check_distinct({"--json": one, "--plot": other})

@@ -327,6 +327,19 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
         parse(GuestSettings, "--settings", str(tmp_path / "binary.toml"))
 
 
+@pytest.mark.parametrize(
+    "line",
+    ["memory = " + "[\n" * 3000 + "]\n" * 3000, f"memory.{'.'.join('a' * 3000)} = 1", f"memory = '{'x' * 9999}'"],
+)
+def test_a_value_of_any_depth_or_length_is_refused_in_a_short_line(
+    line: str, write_settings: Callable[[str], str]
+) -> None:
+    with pytest.raises(UsageError) as refusal:
+        parse(GuestSettings, "--settings", write_settings(f"[guest]\n{line}\n"))
+    assert len(str(refusal.value)) < 600
+    assert "allowed" in str(refusal.value)
+
+
 # What --help costs, and what it may promise
 
 

@@ -94,6 +94,11 @@ def test_every_setting_reaches_the_guests(tmp_path: Path) -> None:
     assert plan.lab != make_plan(settings, tmp_path).lab, "two runs never share a lab"
 
 
+def test_seeds_of_guests_go_round(tmp_path: Path) -> None:
+    plan = make_plan(DemoSettings(seed=(1 << 32) - 1, guests=3), tmp_path)
+    assert [settings_of(GuestSettings, process).seed for process in plan.guests] == [(1 << 32) - 1, 0, 1]
+
+
 def test_a_default_delay_is_left_to_the_policy(tmp_path: Path) -> None:
     plan = make_plan(DemoSettings(), tmp_path)
     assert settings_of(GuestSettings, plan.guests[0]).delay_ns is None
@@ -104,6 +109,7 @@ def test_what_would_spoil_the_result_is_found_before_the_run(tmp_path: Path) -> 
     for settings, words in (
         (DemoSettings(plot=str(tmp_path / "demo.gif")), "ends in .png"),
         (DemoSettings(plot=str(tmp_path / "there.png")), "--force"),
+        (DemoSettings(plot=str(tmp_path / "one.png"), json=str(tmp_path / "one.png")), "is the file of --json too"),
         (DemoSettings(plot=str(tmp_path / "demo.png"), json=str(tmp_path / "no" / "x.json")), "no folder"),
     ):
         with pytest.raises(UsageError, match=words):
@@ -214,3 +220,12 @@ def test_a_wrong_setting_is_exit_code_2() -> None:
     code, out, err = finished(start("--memory", "3MiB"))
     assert (code, out) == (2, "")
     assert "3MiB" in err
+
+
+@pytest.mark.parametrize("arguments", [("--no-such-flag",), ("stray",), ("--delay", "-1ms")])
+def test_wrong_flags_are_one_line_and_exit_code_2(arguments: tuple[str, ...]) -> None:
+    code, out, err = finished(start(*arguments))
+    assert (code, out) == (2, "")
+    assert arguments[0] in err
+    assert "--help" in err
+    assert err.count("\n") == 1

@@ -9,15 +9,21 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from common.names import SHM_DIR, ack_queue, control_queue, ram_object, report_queue, zone_object
+from common.queues import Queue
+from lab.children import Children
 from lab.orchestrate import LabPlan, ProcessPlan, run_lab
 from lab.outcome import RunOutcome
 from lab.view import SilentView
 from tests.lab.test_samples import FakeProbe
+from tests.support import leftovers
 
 DEADLINE_S = 20.0
 
@@ -64,6 +70,9 @@ os.kill(os.getppid(), signal.SIGINT)
 """
     + GOOD_HOST
 )
+STOPPED = """
+os.kill(os.getpid(), signal.SIGSTOP)
+"""
 FORKING_GUEST = """
 import subprocess
 wait_for("host")
@@ -146,7 +155,7 @@ def test_a_host_that_ends_early_ends_the_run(tmp_path: Path) -> None:
 
 def test_a_guest_that_hangs_and_ignores_signals_is_killed(tmp_path: Path) -> None:
     plan = make_plan(tmp_path, GOOD_HOST, STUBBORN)
-    outcome = run(replace(plan, start_limit_s=-4.0, stop_limit_s=0.3))
+    outcome = run(replace(plan, start_limit_s=-14.0, stop_limit_s=0.3))
     assert outcome.problem is not None
     assert "guest-1 still ran" in outcome.problem
     assert outcome.guests[0].exit_code is not None
@@ -190,27 +199,62 @@ def test_a_failed_warm_up_starts_nothing(tmp_path: Path) -> None:
     assert_none_left(tmp_path, expected=0)
 
 
-def test_children_end_when_the_orchestrator_is_killed(tmp_path: Path) -> None:
+def test_it_is_patient_for_the_settling_and_the_start_on_top_of_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patience_s = []
+    wait = Children.wait
+
+    def noted(self: Children, names: Iterable[str], *, deadline_s: float, **others: Any) -> bool:
+        patience_s.append(deadline_s - time.monotonic())
+        return wait(self, names, deadline_s=deadline_s, **others)
+
+    monkeypatch.setattr(Children, "wait", noted)
+    run(replace(make_plan(tmp_path, GOOD_HOST, GOOD_GUEST), duration_s=3.0))
+    assert patience_s[0] >= 3.0 + 10.0 + DEADLINE_S, "a guest settles for 10 s at most"
+
+
+def test_names_of_those_that_had_to_be_killed_are_removed(tmp_path: Path, lab_name: str) -> None:
+    objects = [zone_object(lab_name, "guest-1"), ram_object(lab_name, "guest-1"), f"/fpr.{lab_name}.host"]
+    queues = [control_queue(lab_name), report_queue(lab_name, "guest-1"), ack_queue(lab_name, "guest-1")]
+    for name in objects:
+        Path(SHM_DIR + name).touch()
+    for queue in queues:
+        Queue.create(queue, max_messages=1, message_bytes=64).close()
+    plan = replace(make_plan(tmp_path, GOOD_HOST, STUBBORN), lab=lab_name)
+    outcome = run(replace(plan, start_limit_s=-14.5, stop_limit_s=0.3))
+    assert outcome.guests[0].exit_code is not None
+    assert outcome.guests[0].exit_code < 0
+    assert leftovers(lab_name, ["guest-1"]) == []
+
+
+@pytest.mark.parametrize("kind", ["OBEDIENT_GUEST", "STUBBORN", "STOPPED", "FORKING_GUEST"])
+def test_children_end_when_the_orchestrator_is_killed(kind: str, tmp_path: Path) -> None:
     script = textwrap.dedent(
-        """
+        f"""
         import sys
         from pathlib import Path
-        from tests.lab.test_orchestrate import OBEDIENT_GUEST, make_plan, run
-        run(make_plan(Path(sys.argv[1]), OBEDIENT_GUEST, OBEDIENT_GUEST))
+        from lab import children
+        from tests.lab import test_orchestrate as fakes
+        children._ORPHAN_GRACE_S = 0.3 if "{kind}" == "STUBBORN" else 600.0
+        fakes.run(fakes.make_plan(Path(sys.argv[1]), fakes.OBEDIENT_GUEST, fakes.{kind} + fakes.OBEDIENT_GUEST))
         """
     )
     root = Path(__file__).resolve().parents[2]
+    expected = 3 if kind == "FORKING_GUEST" else 2
     victim = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], cwd=root)
     try:
         deadline_s = time.monotonic() + DEADLINE_S
         with select_on(victim) as poller:
-            while len(list(tmp_path.glob("*.pid"))) < 2:
+            while len(list(tmp_path.glob("*.pid"))) < expected:
                 assert time.monotonic() < deadline_s
                 assert not poller.poll(20), "the orchestrator ended by itself"
     finally:
         victim.kill()
         victim.wait()
-    assert_none_left(tmp_path, expected=2)
+    assert_none_left(tmp_path, expected=expected)
+    if kind != "STUBBORN":
+        assert (tmp_path / "guest-1.json").exists(), "it had the time to end in order"
 
 
 class select_on:  # noqa: N801  reads as a verb

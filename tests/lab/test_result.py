@@ -170,6 +170,9 @@ def test_subtitle_tells_how_it_was_run() -> None:
 
 def test_failure_text_shows_how_it_ended_and_the_last_lines() -> None:
     assert failure_text("host", -9, "") == "host was ended by signal 9"
+    out_of_memory = failure_text("guest-1", -7, "")
+    for part in ("signal 7 (SIGBUS)", "shm ran out", "enlarge", "smaller guests"):
+        assert part in out_of_memory
     text = failure_text("guest-1", 3, "\n".join(f"line {index}" for index in range(100)))
     assert text.startswith("guest-1 ended with exit code 3")
     assert "line 99" in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from dataclasses import replace
 
 import pytest
@@ -75,6 +76,11 @@ def test_the_view_fits_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     live.close()
     monkeypatch.setenv("TERM", "dumb")
     assert isinstance(make_view(quiet=False, stream=Terminal()), PlainView)
+
+
+def test_a_closed_standard_error_gets_no_view(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    assert isinstance(make_view(quiet=False), SilentView)
 
 
 def test_rates_are_of_about_the_last_second() -> None:
