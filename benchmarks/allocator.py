@@ -103,7 +103,7 @@ def _measure(zone: Zone, case: _Case, random: np.random.Generator) -> float:
         )
     blocks = (zone.n_pages >> case.order) // 2 // case.threads
     rounds = 1 if case.order == 0 else _ROUNDS_ORDER_9
-    outs = [np.zeros(blocks, dtype=np.int64) for _ in cpus]
+    outs = [np.zeros(blocks, dtype=np.uint32) for _ in cpus]
     total = 0.0
     for _ in range(rounds):
         total += _in_parallel(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from common.layout import W_ZONE_LOCK
 from common.native import kernel, mutex_lock, mutex_unlock, word_address
 from guest.allocator.percpu import alloc_pages, cpu_slot, free_pages
@@ -25,23 +27,24 @@ def lock_pairs(address, count):  # type: ignore[no-untyped-def]
 
 @kernel
 def get_many(address, cpu, order, out):  # type: ignore[no-untyped-def]
-    """Allocate ``out.size`` blocks one at a time into ``out`` (int64[]). Returns how many failed."""
+    """Allocate ``out.size`` blocks one at a time into ``out`` (uint32[]). Returns how many failed."""
     zone = open_zone(address)
     failed = 0
     for index in range(out.size):
-        out[index] = alloc_pages(zone, cpu, order, MOVABLE, 0)
-        if out[index] < 0:
+        pfn = alloc_pages(zone, cpu, order, MOVABLE, 0)
+        out[index] = pfn
+        if pfn < 0:
             failed += 1
     return failed
 
 
 @kernel
 def put_many(address, cpu, order, pfns):  # type: ignore[no-untyped-def]
-    """Free every block of ``pfns`` (int64[]) in that order. Returns how many were refused."""
+    """Free every block of ``pfns`` (uint32[]) in that order. Returns how many were refused."""
     zone = open_zone(address)
     refused = 0
     for pfn in pfns:
-        if free_pages(zone, cpu, pfn, order) != 0:
+        if free_pages(zone, cpu, np.int64(pfn), order) != 0:
             refused += 1
     return refused
 
