@@ -207,8 +207,8 @@ class Registry:
         """Tell the guest why, unless the ack queue of that name is that of another, live guest: it did not ask."""
         name = ack_queue(self.lab, hello.guest)
         present = self.guests.get(hello.guest)
-        another = present is not None and present.objects is not None and present.hello.pid != hello.pid
-        if another and present is not None and queue_identity(name) == present.identities.ack:
+        registered = present is not None and present.objects is not None and present.hello != hello
+        if registered and present is not None and queue_identity(name) == present.identities.ack:
             return
         with contextlib.suppress(LabError, OSError, ValueError), Queue.open(name, read=False, write=True) as queue:
             queue.send(encode(Refuse(reason[:MAX_REASON_CHARS])), 0)

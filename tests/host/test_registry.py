@@ -223,7 +223,7 @@ def test_no_descriptor_is_left_open(lab_name: str) -> None:
         with Host(lab_name) as host, StandIn(lab_name) as guest:
             greet(host, guest)
             greet(host, guest)
-            greet(host, guest, dataclasses.replace(guest.said, n_pages=1024))
+            host.registry.hello(dataclasses.replace(guest.said, n_pages=1024))
             guest.goodbye()
             settle(host)
             greet(host, guest, dataclasses.replace(guest.said, epoch=2))
@@ -232,6 +232,18 @@ def test_no_descriptor_is_left_open(lab_name: str) -> None:
     for _life in range(3):
         live()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_s5_a_forged_hello_does_not_touch_the_guest_that_is_registered(host: Host, guest: StandIn) -> None:
+    """In its name and of its pid, by somebody of the same user: refused; the guest neither hears nor loses."""
+    guest.touch()
+    greet(host, guest)
+    host.registry.hello(dataclasses.replace(guest.said, n_pages=1024))
+    assert host.registry.hellos_refused == 1
+    assert guest.acks.receive(0) is None
+    guest.report((0, 9))
+    settle(host)
+    assert guest.acknowledged().status is Status.DONE
 
 
 def test_s5_a_repeated_or_foreign_report_discards_nothing(host: Host, guest: StandIn) -> None:
