@@ -25,6 +25,7 @@ from common.queues import (
     create_report_queue,
     unlink_queue,
 )
+from tests.support import leftovers
 
 EXHAUST = """
 import sys
@@ -141,6 +142,7 @@ def test_close_and_unlink_may_be_repeated(lab_name: str) -> None:
     queue.unlink()
     queue.close()
     queue.close()
+    assert leftovers(lab_name, ["g0"]) == []
 
 
 def test_a_later_queue_of_the_same_name_has_another_identity(lab_name: str) -> None:

@@ -92,8 +92,10 @@ def test_a_death_between_two_steps_of_creation_is_cleaned_up(lab_name: str, kind
     else:
         create_report_queue(lab_name, GUEST, capacity=1).close()
         create_ack_queue(lab_name, GUEST).close()
-    with Machine(small(lab_name)):
-        pass
+    with Machine(small(lab_name)) as machine:
+        assert len(leftovers(lab_name, [GUEST])) == 4
+        machine.zone.validate()
+    assert leftovers(lab_name, [GUEST]) == []
 
 
 def test_the_name_of_a_live_guest_is_refused_and_left_alone(lab_name: str) -> None:

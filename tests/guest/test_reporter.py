@@ -234,6 +234,8 @@ def test_s5_stopping_beside_a_host_inside_the_gate_leaves_its_blocks_in_flight(
 def test_s13_stop_before_start(lab_name: str) -> None:
     scene = Scene(lab_name)
     scene.close()
+    assert scene.reporter.ident is None
+    assert scene.reporter.statistics().wakes == 0
 
 
 def test_s13_stop_while_waiting_for_a_host(lab_name: str) -> None:

@@ -68,6 +68,9 @@ def test_s11_nothing_that_arrives_raises(host: Host, guest: StandIn, arrivals: l
         settle(host)
         while guest.acks.receive(0) is not None:
             pass
+    statistics = host.statistics()
+    assert statistics.counters.failures == 0  # nothing that was asked went wrong either
+    assert len(statistics.guests) <= host.registry.guests_seen
 
 
 def test_a_flooding_guest_gets_one_report_a_turn(host: Host, lab_name: str) -> None:

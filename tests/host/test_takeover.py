@@ -40,9 +40,8 @@ def test_a_dead_hosts_name_and_queue_are_taken_over(lab_name: str) -> None:
 
 
 def test_a_stale_queue_without_a_lock_is_taken_over(lab_name: str) -> None:
-    create_control_queue(lab_name).close()
-    with LabName(lab_name):
-        pass
+    with create_control_queue(lab_name) as stale, LabName(lab_name) as name:
+        assert name.control.identity != stale.identity
 
 
 def test_everything_is_gone_after_close(lab_name: str) -> None:
