@@ -1,0 +1,1 @@
+"""Experiments: what one run is, what is measured in it, where it runs, and where its results are kept."""
