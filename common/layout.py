@@ -1,9 +1,10 @@
 """The zone segment as flat NumPy dtypes, and the word offsets that kernels use.
 
-``[header | per-CPU slots | links u32x2 a page | page state u16 | resident map u8 | pageblock types u8]``
+``[header | per-CPU slots | links u32x2 a page | page state u16 | resident map u8 | pageblock types u8 |
+reporting bitmap]``
 
 The dtypes are the truth; every ``W_*`` constant is derived from them. A byte copy of the segment is a complete
-snapshot of the allocator. Metadata per page: 8 + 2 + 1 bytes, plus header, slots and list heads.
+snapshot of the allocator. Metadata per page: 8 + 2 + 1 bytes and a bit, plus header, slots and list heads.
 
 Layout of a page's state (u16):
 
@@ -11,14 +12,15 @@ Layout of a page's state (u16):
 bits    meaning
 ======  ===========================================================================
 0-3     order of the block that this page is the head of
-4-6     kind: 0 interior, 1 free, 2 allocated, 3 in flight, 4 on a per-CPU list
+4-6     kind: 0 interior, 1 free, 2 allocated, 3 in flight, 4 on a per-CPU list, 5 held: reported, and kept out
 7       Reported: on a free list and already given back (PG_reported)
 8-10    migratetype of the list it is on, or that it was allocated for
 11      claimed: allocated, and taken from its owner by a free that is under way
+12      zeroed: the host proved it zero, and nobody has had it since
 ======  ===========================================================================
 
 Links are pairs (next, prev) of node numbers: a pfn, or a list head. Head of free list (order, migratetype) is node
-``n_pages + migratetype * N_ORDERS + order``; heads of the per-CPU lists follow.
+``n_pages + migratetype * N_ORDERS + order``; the head of the list of held blocks and those of the per-CPU lists follow.
 
 Why one u32 pair a page and the state apart: a free must look at its buddy's *state* only, and 32 states share a
 cache line, so a lone free touches one link line; packing both links into one u64 costs a read-modify-write each.
@@ -33,6 +35,9 @@ import numpy as np
 from common.geometry import N_MIGRATETYPES, N_ORDERS, PAGEBLOCK_ORDER, PCP_MIGRATETYPES
 
 __all__ = [
+    "ACTIVE_BOUNDARY",
+    "ACTIVE_PLAIN",
+    "ACTIVE_RELEASE",
     "ALLOCATED",
     "BLOCK_MT_MASK",
     "BLOCK_SAVED_SHIFT",
@@ -59,6 +64,9 @@ __all__ = [
     "HEADER_DTYPE",
     "HEADER_WORDS",
     "HEAD_MASK",
+    "HELD",
+    "HELD_LIST",
+    "INACTIVE",
     "INTERIOR",
     "IN_FLIGHT",
     "KIND_MASK",
@@ -71,6 +79,7 @@ __all__ = [
     "NEVER_TOUCHED",
     "N_FREE_LISTS",
     "N_PCP_LISTS",
+    "N_POLICY_WORDS",
     "ON_PCP",
     "ORDER_MASK",
     "PCP_HEAD_NODES",
@@ -78,10 +87,13 @@ __all__ = [
     "REPORTED",
     "RESIDENT",
     "RETURNED",
+    "TRIGGER_ANY_FREE",
+    "TRIGGER_BITMAP",
     "TRIGGER_HIGH_WATER_MARK",
     "TRIGGER_OFF",
     "W_ACTIVE",
     "W_ALLOCATIONS",
+    "W_BITMAP_OFFSET",
     "W_BLOCK_OFFSET",
     "W_BOUNDARY",
     "W_CLAIMED_PAGEBLOCKS",
@@ -91,6 +103,8 @@ __all__ = [
     "W_FAILED_ALLOCATIONS",
     "W_FREES",
     "W_FREE_PAGES",
+    "W_HELD_BLOCKS",
+    "W_HELD_PAGES",
     "W_HIGH_WATERMARK",
     "W_HIGH_WATER_MARK",
     "W_IN_FLIGHT_BLOCKS",
@@ -104,6 +118,7 @@ __all__ = [
     "W_MERGE_LIKELY",
     "W_MIN_ORDER",
     "W_MIN_WATERMARK",
+    "W_NODES_HOLD_MAX",
     "W_NODES_VISITED",
     "W_NR_FREE",
     "W_N_CPUS",
@@ -112,6 +127,9 @@ __all__ = [
     "W_PAGE_OFFSET",
     "W_PCP_BATCH",
     "W_PCP_HIGH",
+    "W_POISON",
+    "W_POLICY_WORDS",
+    "W_PRESSURE",
     "W_PULLED_BLOCKS",
     "W_RAM_BYTES",
     "W_RANDOM_BITS",
@@ -134,13 +152,15 @@ __all__ = [
     "W_TOTAL_BYTES",
     "W_TRIGGER",
     "W_WORK",
+    "W_ZERO_TRACKING",
     "W_ZONE_LOCK",
+    "ZEROED",
     "SegmentOffsets",
     "segment_offsets",
 ]
 
 MAGIC = int.from_bytes(b"FPRZONE\0", "little")
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 LINE_WORDS = 8  # a 64-byte cache line in int64 words
 
 N_FREE_LISTS = N_ORDERS * N_MIGRATETYPES
@@ -149,6 +169,8 @@ N_PCP_LISTS = PCP_LOW_ORDERS * PCP_MIGRATETYPES + 2  # NR_PCP_LISTS: and two of 
 # Nodes set aside for list heads, eight to a cache line, so that no two CPUs' heads share one.
 FREE_HEAD_NODES = -(-N_FREE_LISTS // 8) * 8
 PCP_HEAD_NODES = -(-N_PCP_LISTS // 8) * 8
+
+N_POLICY_WORDS = 16
 
 _line = (LINE_WORDS,)
 HEADER_DTYPE = np.dtype(
@@ -169,7 +191,7 @@ HEADER_DTYPE = np.dtype(
         ("created_ns", "<i8"),
         ("seed", "<i8"),
         ("ready", "<i8"),
-        ("spare", "<i8"),
+        ("bitmap_offset", "<i8"),
         # Its own line: contenders spin on it.
         ("zone_lock", "<i8", _line),
         # Under the zone lock from here on.
@@ -199,6 +221,14 @@ HEADER_DTYPE = np.dtype(
         ("random_bits", "<i8"),
         ("boundary", "<i8", (N_FREE_LISTS,)),
         ("rotated", "<i8", (N_ORDERS,)),
+        # Blocks that a policy keeps out of the allocator after their report.
+        ("held_pages", "<i8"),
+        ("held_blocks", "<i8"),
+        ("pressure", "<i8"),
+        ("zero_tracking", "<i8"),
+        ("poison", "<i8"),
+        # What the registered policy keeps from one step to the next; each names its own words.
+        ("policy_words", "<i8", (N_POLICY_WORDS,)),
         # Statistics, under the zone lock too.
         ("allocations", "<i8"),
         ("frees", "<i8"),
@@ -212,9 +242,10 @@ HEADER_DTYPE = np.dtype(
         ("claimed_pageblocks", "<i8"),
         ("repairs", "<i8"),
         ("failed_allocations", "<i8"),
+        ("nodes_hold_max", "<i8"),  # list nodes looked at under one hold of the lock, at most
         # sem_t of the reporter's work queue.
         ("work", "<i8", _line),
-        ("padding", "<i8", (3,)),  # the per-CPU slots behind start on a cache line
+        ("padding", "<i8", (5,)),  # the per-CPU slots behind start on a cache line
     ],
     align=False,
 )
@@ -267,6 +298,7 @@ W_EPOCH = _word(HEADER_DTYPE, "epoch")
 W_CREATED_NS = _word(HEADER_DTYPE, "created_ns")
 W_SEED = _word(HEADER_DTYPE, "seed")
 W_READY = _word(HEADER_DTYPE, "ready")
+W_BITMAP_OFFSET = _word(HEADER_DTYPE, "bitmap_offset")
 W_ZONE_LOCK = _word(HEADER_DTYPE, "zone_lock")
 W_FREE_PAGES = _word(HEADER_DTYPE, "free_pages")
 W_ISOLATED_PAGES = _word(HEADER_DTYPE, "isolated_pages")
@@ -294,6 +326,12 @@ W_RANDOM_WORD = _word(HEADER_DTYPE, "random_word")
 W_RANDOM_BITS = _word(HEADER_DTYPE, "random_bits")
 W_BOUNDARY = _word(HEADER_DTYPE, "boundary")
 W_ROTATED = _word(HEADER_DTYPE, "rotated")
+W_HELD_PAGES = _word(HEADER_DTYPE, "held_pages")
+W_HELD_BLOCKS = _word(HEADER_DTYPE, "held_blocks")
+W_PRESSURE = _word(HEADER_DTYPE, "pressure")
+W_ZERO_TRACKING = _word(HEADER_DTYPE, "zero_tracking")
+W_POISON = _word(HEADER_DTYPE, "poison")
+W_POLICY_WORDS = _word(HEADER_DTYPE, "policy_words")
 W_ALLOCATIONS = _word(HEADER_DTYPE, "allocations")
 W_FREES = _word(HEADER_DTYPE, "frees")
 W_REQUESTS = _word(HEADER_DTYPE, "requests")
@@ -306,6 +344,7 @@ W_STEALS = _word(HEADER_DTYPE, "steals")
 W_CLAIMED_PAGEBLOCKS = _word(HEADER_DTYPE, "claimed_pageblocks")
 W_REPAIRS = _word(HEADER_DTYPE, "repairs")
 W_FAILED_ALLOCATIONS = _word(HEADER_DTYPE, "failed_allocations")
+W_NODES_HOLD_MAX = _word(HEADER_DTYPE, "nodes_hold_max")
 W_WORK = _word(HEADER_DTYPE, "work")
 
 # Word offsets in a per-CPU slot: ctl[slot + C_COUNT].
@@ -341,10 +380,12 @@ FREE = 1 << KIND_SHIFT
 ALLOCATED = 2 << KIND_SHIFT
 IN_FLIGHT = 3 << KIND_SHIFT
 ON_PCP = 4 << KIND_SHIFT
+HELD = 5 << KIND_SHIFT
 REPORTED = 1 << 7
 MT_SHIFT = 8
 MT_MASK = 0x7 << MT_SHIFT
 CLAIMED = 1 << 11
+ZEROED = 1 << 12
 
 # The resident map, beside the page records.
 NEVER_TOUCHED = 0
@@ -357,7 +398,18 @@ BLOCK_SAVED_SHIFT = 4
 
 # What asks for a reporting run in the free path.
 TRIGGER_OFF = 0
-TRIGGER_HIGH_WATER_MARK = 1
+TRIGGER_HIGH_WATER_MARK = 1  # v9 to v13
+TRIGGER_ANY_FREE = 2  # mainline
+TRIGGER_BITMAP = 3  # so many bits set
+
+# What a run that is active does to the lists (W_ACTIVE).
+INACTIVE = 0
+ACTIVE_BOUNDARY = 1  # v9: boundaries hold, and a moved block goes behind that of its new list
+ACTIVE_PLAIN = 2  # no boundaries: tails are tails
+ACTIVE_RELEASE = 3  # v10: boundaries hold, and a moved block goes to the head
+
+# Held blocks are on a list of their own, whose head is this many nodes behind that of the first free list.
+HELD_LIST = N_FREE_LISTS
 
 
 class SegmentOffsets(NamedTuple):
@@ -367,6 +419,7 @@ class SegmentOffsets(NamedTuple):
     page: int
     resident: int
     block: int
+    bitmap: int
     total: int
 
 
@@ -380,4 +433,5 @@ def segment_offsets(n_pages: int, n_cpus: int) -> SegmentOffsets:
     page = aligned(link + 8 * (n_pages + FREE_HEAD_NODES + n_cpus * PCP_HEAD_NODES))
     resident = aligned(page + 2 * n_pages)
     block = aligned(resident + n_pages)
-    return SegmentOffsets(link, page, resident, block, aligned(block + (n_pages >> PAGEBLOCK_ORDER)))
+    bitmap = aligned(block + (n_pages >> PAGEBLOCK_ORDER))
+    return SegmentOffsets(link, page, resident, block, bitmap, aligned(bitmap + n_pages // 8))

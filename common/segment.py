@@ -109,8 +109,8 @@ def check_header(header: np.ndarray, size_bytes: int, name: str) -> None:
     if not pages_fit or not 1 <= n_cpus <= layout.MAX_CPUS:
         raise SegmentError(f"{name}: {n_pages} pages and {n_cpus} per-CPU slots are out of bounds")
     offsets = layout.segment_offsets(n_pages, n_cpus)
-    found = tuple(int(header[f"{part}_offset"]) for part in ("link", "page", "resident", "block"))
-    if found != offsets[:4] or int(header["total_bytes"]) != offsets.total or size_bytes != offsets.total:
+    found = tuple(int(header[f"{part}_offset"]) for part in ("link", "page", "resident", "block", "bitmap"))
+    if found != offsets[:5] or int(header["total_bytes"]) != offsets.total or size_bytes != offsets.total:
         raise SegmentError(f"{name}: {size_bytes} bytes with parts at {found}; expected {offsets}")
     if int(header["ready"]) != 1:
         raise SegmentError(f"{name}: its creator has not finished it")

@@ -15,6 +15,8 @@ from common.layout import (
     FREE,
     HEAD_MASK,
     MT_SHIFT,
+    TRIGGER_ANY_FREE,
+    TRIGGER_BITMAP,
     TRIGGER_HIGH_WATER_MARK,
     W_FREE_PAGES,
     W_HIGH_WATER_MARK,
@@ -23,6 +25,7 @@ from common.layout import (
     W_MIN_ORDER,
     W_N_PAGES,
     W_NR_FREE,
+    W_POLICY_WORDS,
     W_REFCNT,
     W_REPORTED,
     W_REPORTING_ENABLED,
@@ -41,11 +44,28 @@ from guest.allocator.lists import (
     next_node,
 )
 from guest.allocator.shuffle import random_bit
-from guest.allocator.view import blocks_of, ctl_of, pages_of
+from guest.allocator.view import bitmap_of, blocks_of, ctl_of, pages_of
 
-__all__ = ["account_free", "free_one", "notify_free", "pageblock_type", "request_run", "take_smallest", "unqueue_work"]
+__all__ = [
+    "FPI_NONE",
+    "FPI_SKIP_REPORT_NOTIFY",
+    "FPI_TO_TAIL",
+    "account_free",
+    "free_one",
+    "is_free_head",
+    "notify_free",
+    "pageblock_type",
+    "request_run",
+    "take_smallest",
+    "unqueue_work",
+]
 
 ISOLATE = int(Migratetype.ISOLATE)
+
+# How a block is freed (fpi_t of mm/page_alloc.c since 5.10; v9's one bool stands for both).
+FPI_NONE = 0
+FPI_SKIP_REPORT_NOTIFY = 1  # nobody is asked for a run (S15)
+FPI_TO_TAIL = 2  # to the tail, whatever shuffling or a likely merge would say
 
 
 @kernel
@@ -90,13 +110,37 @@ def unqueue_work(zone):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def notify_free(zone, order):  # type: ignore[no-untyped-def]
-    """Is a run due? Asked after each ordinary free, with the order it merged to (reference 1.3; B3, P3, S15)."""
-    if not ctl_of(zone)[W_REPORTING_ENABLED] or order < ctl_of(zone)[W_MIN_ORDER] or ctl_of(zone)[W_REQUESTED]:
+def set_hint_bit(zone, pfn):  # type: ignore[no-untyped-def]
+    """Set the bit of the block of the minimum order at ``pfn`` (Nitesh Lal, v10 to v12); returns how many are set.
+
+    The count is the first of the policy's words.
+    """
+    bit = pfn >> ctl_of(zone)[W_MIN_ORDER]
+    bitmap = bitmap_of(zone)
+    mask = 1 << (bit & 7)
+    value = np.int64(bitmap[bit >> 3])
+    if not value & mask:
+        bitmap[bit >> 3] = value | mask
+        ctl_of(zone)[W_POLICY_WORDS] += 1
+    return ctl_of(zone)[W_POLICY_WORDS]
+
+
+@kernel
+def notify_free(zone, pfn, order):  # type: ignore[no-untyped-def]
+    """Is a run due? Asked after each ordinary free, with what it merged to (reference 1.3, 3.2, 4.1; B3, P3, S15)."""
+    if not ctl_of(zone)[W_REPORTING_ENABLED] or order < ctl_of(zone)[W_MIN_ORDER]:
         return
-    if ctl_of(zone)[W_TRIGGER] != TRIGGER_HIGH_WATER_MARK:
+    trigger = ctl_of(zone)[W_TRIGGER]
+    if trigger == TRIGGER_BITMAP:
+        if set_hint_bit(zone, pfn) >= ctl_of(zone)[W_HIGH_WATER_MARK]:
+            request_run(zone)
         return
-    if ctl_of(zone)[W_NR_FREE + order] >= ctl_of(zone)[W_REPORTED + order] + ctl_of(zone)[W_HIGH_WATER_MARK]:
+    if ctl_of(zone)[W_REQUESTED]:
+        return
+    if trigger == TRIGGER_HIGH_WATER_MARK:
+        if ctl_of(zone)[W_NR_FREE + order] >= ctl_of(zone)[W_REPORTED + order] + ctl_of(zone)[W_HIGH_WATER_MARK]:
+            request_run(zone)
+    elif trigger == TRIGGER_ANY_FREE:
         request_run(zone)
 
 
@@ -142,12 +186,11 @@ def merge_is_likely(zone, pfn, order):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def free_one(zone, pfn, order, migratetype, reported, random_store):  # type: ignore[no-untyped-def]
+def free_one(zone, pfn, order, migratetype, fpi, random_store):  # type: ignore[no-untyped-def]
     """Put a block back on the free lists, merged as far as it goes; returns (pfn, order) of what it became.
 
-    Mirrors __free_one_page. ``migratetype`` is that of the pageblock now. ``reported`` blocks go to the tail, take no
-    part in shuffling and notify nobody (S15). Merging drops the flag of a Reported buddy (S7); a block in isolation
-    never merges with one outside. The caller made ``pfn`` interior.
+    Mirrors __free_one_page. ``migratetype`` is that of the pageblock now. ``fpi``: FPI_ flags. Merging drops the flag
+    of a Reported buddy (S7); a block in isolation never merges with one outside. The caller made ``pfn`` interior.
     """
     account_free(zone, 1 << order, migratetype)
     while order < TOP_ORDER:
@@ -161,7 +204,7 @@ def free_one(zone, pfn, order, migratetype, reported, random_store):  # type: ig
         del_page_from_free_list(zone, buddy, order)
         pfn &= buddy
         order += 1
-    if reported:
+    if fpi & FPI_TO_TAIL:
         to_tail = True
     elif order >= ctl_of(zone)[W_SHUFFLE_ORDER]:
         to_tail = random_bit(ctl_of(zone), random_store) == 1
@@ -171,6 +214,6 @@ def free_one(zone, pfn, order, migratetype, reported, random_store):  # type: ig
         add_to_free_list_tail(zone, pfn, order, migratetype)
     else:
         add_to_free_list(zone, pfn, order, migratetype)
-    if not reported:
-        notify_free(zone, order)
+    if not fpi & FPI_SKIP_REPORT_NOTIFY:
+        notify_free(zone, pfn, order)
     return pfn, order

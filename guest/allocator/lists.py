@@ -10,7 +10,10 @@ import numpy as np
 
 from common.geometry import N_ORDERS, Migratetype
 from common.layout import (
+    ACTIVE_BOUNDARY,
+    ACTIVE_RELEASE,
     FREE,
+    INACTIVE,
     INTERIOR,
     MT_SHIFT,
     REPORTED,
@@ -20,6 +23,7 @@ from common.layout import (
     W_N_PAGES,
     W_NR_FREE,
     W_REPORTED,
+    ZEROED,
 )
 from common.native import barrier, kernel
 from guest.allocator.view import ctl_of, links_of, pages_of
@@ -39,6 +43,7 @@ __all__ = [
 ]
 
 ISOLATE = int(Migratetype.ISOLATE)
+MT_FIELD = 0x7
 
 
 @kernel
@@ -101,7 +106,8 @@ def add_to_free_list(zone, pfn, order, migratetype):  # type: ignore[no-untyped-
 @kernel
 def tail_position(zone, order, migratetype):  # type: ignore[no-untyped-def]
     """Node that a tail add goes ahead of: the boundary during a run, else the list head (get_unreported_tail)."""
-    if ctl_of(zone)[W_ACTIVE] and order >= ctl_of(zone)[W_MIN_ORDER]:
+    active = ctl_of(zone)[W_ACTIVE]
+    if (active == ACTIVE_BOUNDARY or active == ACTIVE_RELEASE) and order >= ctl_of(zone)[W_MIN_ORDER]:
         return ctl_of(zone)[W_BOUNDARY + migratetype * N_ORDERS + order]
     return free_list_head(zone, order, migratetype)
 
@@ -128,7 +134,7 @@ def del_page_from_free_list(zone, pfn, order):  # type: ignore[no-untyped-def]
     """Take a free head off its list; Reported, its counter and the boundary follow (S2, D3). It becomes interior."""
     state = np.int64(pages_of(zone)[pfn])
     if state & REPORTED:
-        retire_boundary(zone, pfn, order, state >> MT_SHIFT)
+        retire_boundary(zone, pfn, order, (state >> MT_SHIFT) & MT_FIELD)
         ctl_of(zone)[W_REPORTED + order] -= 1
     unlink(zone, pfn)
     pages_of(zone)[pfn] = INTERIOR
@@ -139,8 +145,9 @@ def del_page_from_free_list(zone, pfn, order):  # type: ignore[no-untyped-def]
 def move_to_free_list(zone, pfn, order, migratetype):  # type: ignore[no-untyped-def]
     """Move a free head to the list of another migratetype, as v9's move_to_free_list.
 
-    A Reported block keeps its flag while a run is active (and becomes the boundary of the list it comes to) or when it
-    goes into isolation; otherwise it loses it. The caller moves ``free_pages`` against ``isolated_pages``.
+    A Reported block keeps its flag while a run is active or when it goes into isolation; otherwise it loses it. During
+    a run of v9 it becomes the boundary of the list it comes to; during one of v10 to v13 it goes to the head. The
+    caller moves ``free_pages`` against ``isolated_pages``.
     """
     state = np.int64(pages_of(zone)[pfn])
     position = tail_position(zone, order, migratetype)  # taken first: the page itself may be about to become it
@@ -148,15 +155,20 @@ def move_to_free_list(zone, pfn, order, migratetype):  # type: ignore[no-untyped
         position = next_node(zone, pfn)  # it is the boundary of the very list that it moves within
     reported = state & REPORTED
     if reported != 0:
-        if ctl_of(zone)[W_ACTIVE]:
-            retire_boundary(zone, pfn, order, state >> MT_SHIFT)
-            ctl_of(zone)[W_BOUNDARY + migratetype * N_ORDERS + order] = pfn
+        active = ctl_of(zone)[W_ACTIVE]
+        if active != INACTIVE:
+            retire_boundary(zone, pfn, order, (state >> MT_SHIFT) & MT_FIELD)
+            if active == ACTIVE_BOUNDARY:
+                ctl_of(zone)[W_BOUNDARY + migratetype * N_ORDERS + order] = pfn
         elif migratetype != ISOLATE:
             ctl_of(zone)[W_REPORTED + order] -= 1
             reported = np.int64(0)
     unlink(zone, pfn)
-    pages_of(zone)[pfn] = FREE | order | (migratetype << MT_SHIFT) | reported
-    link_before(zone, pfn, position)
+    pages_of(zone)[pfn] = FREE | order | (migratetype << MT_SHIFT) | reported | (state & ZEROED)
+    if reported != 0 and ctl_of(zone)[W_ACTIVE] == ACTIVE_RELEASE:
+        link_after(zone, pfn, free_list_head(zone, order, migratetype))
+    else:
+        link_before(zone, pfn, position)
 
 
 @kernel

@@ -30,7 +30,7 @@ from common.layout import (
 )
 from common.mutex import EOWNERDEAD
 from common.native import exchange_u16, kernel, mutex_consistent, mutex_lock, mutex_unlock, prefetch, word_address
-from guest.allocator.buddy import take_smallest
+from guest.allocator.buddy import FPI_NONE, take_smallest
 from guest.allocator.lists import free_list_head, splice_to_front
 from guest.allocator.pageblocks import (
     free_across_pageblocks,
@@ -173,7 +173,7 @@ def buddy_free(zone, pfn, order):  # type: ignore[no-untyped-def]
     code = allocated_state(zone, pfn, order)
     if code >= 0:
         if claim_block(zone, pfn, code, INTERIOR):
-            free_across_pageblocks(zone, pfn, order, False, np.int64(W_RANDOM_STATE))
+            free_across_pageblocks(zone, pfn, order, FPI_NONE, np.int64(W_RANDOM_STATE))
             ctl_of(zone)[W_FREES] += 1
             code = np.int64(0)
         else:

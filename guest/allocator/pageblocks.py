@@ -21,7 +21,7 @@ from common.layout import (
     W_STEALS,
 )
 from common.native import kernel
-from guest.allocator.buddy import account_free, free_one, is_free_head, pageblock_type, take_smallest
+from guest.allocator.buddy import FPI_NONE, account_free, free_one, is_free_head, pageblock_type, take_smallest
 from guest.allocator.lists import (
     add_to_free_list,
     del_page_from_free_list,
@@ -119,7 +119,7 @@ def requeue_free_blocks(zone, first, migratetype):  # type: ignore[no-untyped-de
     if anew:
         del_page_from_free_list(zone, first, PAGEBLOCK_ORDER)
         account_free(zone, -PAGEBLOCK_PAGES, (state >> MT_SHIFT) & MT_FIELD)
-        free_one(zone, first, np.int64(PAGEBLOCK_ORDER), migratetype, False, np.int64(W_RANDOM_STATE))
+        free_one(zone, first, np.int64(PAGEBLOCK_ORDER), migratetype, FPI_NONE, np.int64(W_RANDOM_STATE))
     else:
         move_free_pages(zone, first, migratetype)
 
@@ -154,7 +154,7 @@ def unisolate_pageblock(zone, pageblock):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def free_across_pageblocks(zone, pfn, order, reported, random_store):  # type: ignore[no-untyped-def]
+def free_across_pageblocks(zone, pfn, order, fpi, random_store):  # type: ignore[no-untyped-def]
     """``free_one`` under the type its pageblock has now; returns (pfn, order) of what it became.
 
     A block of the top order whose pageblocks disagree about isolation goes back as two (split_large_buddy); the
@@ -164,9 +164,9 @@ def free_across_pageblocks(zone, pfn, order, reported, random_store):  # type: i
     if order > PAGEBLOCK_ORDER:
         other = pageblock_type(zone, pfn + PAGEBLOCK_PAGES)
         if other != migratetype and (other == ISOLATE or migratetype == ISOLATE):
-            free_one(zone, pfn + PAGEBLOCK_PAGES, PAGEBLOCK_ORDER, other, reported, random_store)
+            free_one(zone, pfn + PAGEBLOCK_PAGES, PAGEBLOCK_ORDER, other, fpi, random_store)
             order = np.int64(PAGEBLOCK_ORDER)
-    return free_one(zone, pfn, order, migratetype, reported, random_store)
+    return free_one(zone, pfn, order, migratetype, fpi, random_store)
 
 
 @kernel

@@ -36,7 +36,7 @@ from common.layout import (
     W_PCP_HIGH,
 )
 from common.native import barrier, exchange_i64, kernel, load_i64, prefetch, sleep_us, store_i64, thread_is_gone
-from guest.allocator.buddy import is_free_head, pageblock_type
+from guest.allocator.buddy import FPI_NONE, is_free_head, pageblock_type
 from guest.allocator.lists import link_after, next_node, previous_node, unlink
 from guest.allocator.locked import (
     E_DOUBLE_FREE,
@@ -193,7 +193,7 @@ def drain_blocks(zone, cpu, index, pages):  # type: ignore[no-untyped-def]
             pages_of(zone)[pfn] = INTERIOR  # ends the chain for rebuild_slot, and rebuild_zone frees it
             barrier()
             links_of(zone)[2 * before] = head
-            free_across_pageblocks(zone, pfn, order, False, slot + C_RANDOM_STATE)
+            free_across_pageblocks(zone, pfn, order, FPI_NONE, slot + C_RANDOM_STATE)
             left -= 1 << order
             pfn = before
         links_of(zone)[2 * head + 1] = pfn

@@ -18,6 +18,8 @@ from common.layout import (
     FREE,
     FREE_HEAD_NODES,
     HEADER_WORDS,
+    HELD,
+    HELD_LIST,
     IN_FLIGHT,
     INTERIOR,
     KIND_MASK,
@@ -28,9 +30,10 @@ from common.layout import (
     ORDER_MASK,
     PCP_HEAD_NODES,
     REPORTED,
-    W_ACTIVE,
     W_BOUNDARY,
     W_FREE_PAGES,
+    W_HELD_BLOCKS,
+    W_HELD_PAGES,
     W_IN_FLIGHT_BLOCKS,
     W_IN_FLIGHT_PAGES,
     W_ISOLATED_PAGES,
@@ -45,7 +48,7 @@ from common.layout import (
     W_WORK,
 )
 from common.native import kernel, semaphore_post, word_address
-from guest.allocator.buddy import account_free, free_one, is_free_head, pageblock_type
+from guest.allocator.buddy import FPI_NONE, account_free, free_one, is_free_head, pageblock_type
 from guest.allocator.lists import del_page_from_free_list, free_list_head, link_after, link_before, next_node
 from guest.allocator.view import ctl_of, links_of, pages_of
 
@@ -67,6 +70,11 @@ def empty_lists(zone):  # type: ignore[no-untyped-def]
             links_of(zone)[2 * head] = head
             links_of(zone)[2 * head + 1] = head
             ctl_of(zone)[W_BOUNDARY + migratetype * N_ORDERS + order] = head
+    held = ctl_of(zone)[W_N_PAGES] + HELD_LIST
+    links_of(zone)[2 * held] = held
+    links_of(zone)[2 * held + 1] = held
+    ctl_of(zone)[W_HELD_PAGES] = 0
+    ctl_of(zone)[W_HELD_BLOCKS] = 0
     ctl_of(zone)[W_FREE_PAGES] = 0
     ctl_of(zone)[W_ISOLATED_PAGES] = 0
     ctl_of(zone)[W_IN_FLIGHT_PAGES] = 0
@@ -116,6 +124,10 @@ def rebuild_zone(zone):  # type: ignore[no-untyped-def]
         elif kind == IN_FLIGHT:
             ctl_of(zone)[W_IN_FLIGHT_BLOCKS] += 1
             ctl_of(zone)[W_IN_FLIGHT_PAGES] += 1 << (state & ORDER_MASK)
+        elif kind == HELD:
+            link_before(zone, pfn, n_pages + HELD_LIST)
+            ctl_of(zone)[W_HELD_BLOCKS] += 1
+            ctl_of(zone)[W_HELD_PAGES] += 1 << (state & ORDER_MASK)
         elif kind == INTERIOR:
             orphans = True
         pfn += 1 << (state & ORDER_MASK)
@@ -123,7 +135,6 @@ def rebuild_zone(zone):  # type: ignore[no-untyped-def]
         free_orphans(zone)
     merge_buddies(zone)
     ctl_of(zone)[W_REFCNT] = ctl_of(zone)[W_REQUESTED]
-    ctl_of(zone)[W_ACTIVE] = 1 if ctl_of(zone)[W_ACTIVE] else 0
     if ctl_of(zone)[W_REQUESTED]:
         # SAFETY: the semaphore lies in the mapped header. One post too many is taken back when a run ends.
         semaphore_post(word_address(zone.ctl, W_WORK))
@@ -138,7 +149,9 @@ def free_orphans(zone):  # type: ignore[no-untyped-def]
     while pfn < n_pages:
         state = np.int64(pages_of(zone)[pfn])
         if state & KIND_MASK == INTERIOR:
-            became, order = free_one(zone, pfn, np.int64(0), pageblock_type(zone, pfn), False, np.int64(W_RANDOM_STATE))
+            became, order = free_one(
+                zone, pfn, np.int64(0), pageblock_type(zone, pfn), FPI_NONE, np.int64(W_RANDOM_STATE)
+            )
             pfn = became + (1 << order)
         else:
             pfn += 1 << (state & ORDER_MASK)
@@ -157,7 +170,7 @@ def merge_buddies(zone):  # type: ignore[no-untyped-def]
             if (migratetype == ISOLATE) == (pageblock_type(zone, buddy) == ISOLATE):
                 del_page_from_free_list(zone, pfn, order)
                 account_free(zone, -(1 << order), (state >> MT_SHIFT) & MT_FIELD)
-                free_one(zone, pfn, order, migratetype, False, np.int64(W_RANDOM_STATE))
+                free_one(zone, pfn, order, migratetype, FPI_NONE, np.int64(W_RANDOM_STATE))
         pfn += 1 << order
 
 

@@ -10,6 +10,8 @@ import numpy as np
 
 from common.geometry import N_MIGRATETYPES, N_ORDERS, PAGEBLOCK_ORDER, TOP_ORDER, Migratetype
 from common.layout import (
+    ACTIVE_BOUNDARY,
+    ACTIVE_RELEASE,
     BLOCK_MT_MASK,
     C_COUNT,
     CPU_WORDS,
@@ -17,6 +19,8 @@ from common.layout import (
     FREE_HEAD_NODES,
     HEAD_MASK,
     HEADER_WORDS,
+    HELD,
+    HELD_LIST,
     IN_FLIGHT,
     INTERIOR,
     KIND_MASK,
@@ -29,6 +33,8 @@ from common.layout import (
     W_ACTIVE,
     W_BOUNDARY,
     W_FREE_PAGES,
+    W_HELD_BLOCKS,
+    W_HELD_PAGES,
     W_IN_FLIGHT_BLOCKS,
     W_IN_FLIGHT_PAGES,
     W_ISOLATED_PAGES,
@@ -72,6 +78,9 @@ BREACHES = {
     16: "S4: per-CPU slot {0} counts {1} pages, its lists differ",
     17: "S1: per-CPU list node {0} of slot {1} is not on a per-CPU list",
     18: "S4: blocks on per-CPU lists hold {0} pages, the records say {1}",
+    19: "S4: held pages are {0}, the records say {1}",
+    20: "S3: node {0} on the list of held blocks is not a held block",
+    21: "S4: held blocks are {0}, their list has {1}",
 }
 
 
@@ -91,7 +100,8 @@ def walk_free_list(zone, order, migratetype, found):  # type: ignore[no-untyped-
     """Check one free list; returns (blocks, reported blocks). Stops at the first node that cannot be trusted."""
     head = free_list_head(zone, order, migratetype)
     boundary = ctl_of(zone)[W_BOUNDARY + migratetype * N_ORDERS + order]
-    check_boundary = ctl_of(zone)[W_ACTIVE] != 0 and order >= ctl_of(zone)[W_MIN_ORDER]
+    active = ctl_of(zone)[W_ACTIVE]
+    check_boundary = (active == ACTIVE_BOUNDARY or active == ACTIVE_RELEASE) and order >= ctl_of(zone)[W_MIN_ORDER]
     blocks = np.int64(0)
     reported = np.int64(0)
     seen_boundary = boundary == head
@@ -181,13 +191,14 @@ def check_records(zone, found, on_pcp_lists):  # type: ignore[no-untyped-def]
     in_flight_pages = np.int64(0)
     in_flight_blocks = np.int64(0)
     pcp_pages = np.int64(0)
+    held_pages = np.int64(0)
     pfn = np.int64(0)
     while pfn < n_pages:
         state = np.int64(pages_of(zone)[pfn])
         kind = state & KIND_MASK
         order = state & ORDER_MASK
         size = 1 << order
-        if kind == INTERIOR or kind > ON_PCP or order > TOP_ORDER or pfn & (size - 1) or pfn + size > n_pages:
+        if kind == INTERIOR or kind > HELD or order > TOP_ORDER or pfn & (size - 1) or pfn + size > n_pages:
             note(found, 5, pfn, state)
             pfn += 1
             continue
@@ -199,6 +210,8 @@ def check_records(zone, found, on_pcp_lists):  # type: ignore[no-untyped-def]
             in_flight_pages += size
         elif kind == ON_PCP:
             pcp_pages += size
+        elif kind == HELD:
+            held_pages += size
         for inner in range(pfn + 1, pfn + size):
             if pages_of(zone)[inner] != INTERIOR:
                 note(found, 5, inner, np.int64(pages_of(zone)[inner]))
@@ -208,6 +221,8 @@ def check_records(zone, found, on_pcp_lists):  # type: ignore[no-untyped-def]
         note(found, 8, ctl_of(zone)[W_IN_FLIGHT_PAGES], in_flight_pages)
     if pcp_pages != on_pcp_lists:
         note(found, 18, on_pcp_lists, pcp_pages)
+    if held_pages != ctl_of(zone)[W_HELD_PAGES]:
+        note(found, 19, ctl_of(zone)[W_HELD_PAGES], held_pages)
     return free_heads
 
 
@@ -238,11 +253,32 @@ def check_slots(zone, found):  # type: ignore[no-untyped-def]
 
 
 @kernel
+def check_held(zone, found):  # type: ignore[no-untyped-def]
+    """Walk the list of held blocks."""
+    head = zone.n_pages + HELD_LIST
+    blocks = np.int64(0)
+    before = head
+    node = next_node(zone, head)
+    while node != head:
+        if node >= zone.n_pages or np.int64(pages_of(zone)[node]) & KIND_MASK != HELD or blocks > zone.n_pages:
+            note(found, 20, node, blocks)
+            return
+        if previous_node(zone, node) != before:
+            note(found, 2, node, before)
+        blocks += 1
+        before = node
+        node = next_node(zone, node)
+    if blocks != ctl_of(zone)[W_HELD_BLOCKS]:
+        note(found, 21, ctl_of(zone)[W_HELD_BLOCKS], blocks)
+
+
+@kernel
 def find_breaches(zone, found):  # type: ignore[no-untyped-def]
     """Fill ``found`` with every breach; returns how many there are. All locks are held, or nobody else is there."""
     found[0] = 0
     on_lists = check_lists(zone, found)
     free_heads = check_records(zone, found, check_slots(zone, found))
+    check_held(zone, found)
     if free_heads != on_lists:
         note(found, 3, free_heads, on_lists)
     if ctl_of(zone)[W_REFCNT] != ctl_of(zone)[W_REQUESTED]:

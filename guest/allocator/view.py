@@ -18,6 +18,7 @@ from common.layout import (
     HEADER_WORDS,
     MAX_CPUS,
     PCP_HEAD_NODES,
+    W_BITMAP_OFFSET,
     W_BLOCK_OFFSET,
     W_LINK_OFFSET,
     W_N_PAGES,
@@ -25,7 +26,7 @@ from common.layout import (
 )
 from common.native import kernel, thread_id, view_i64, view_u8, view_u16, view_u32
 
-__all__ = ["ZoneView", "blocks_of", "ctl_of", "links_of", "open_zone", "pages_of"]
+__all__ = ["ZoneView", "bitmap_of", "blocks_of", "ctl_of", "links_of", "open_zone", "pages_of"]
 
 
 class ZoneView(NamedTuple):
@@ -76,3 +77,9 @@ def pages_of(zone):  # type: ignore[no-untyped-def]
 def blocks_of(zone):  # type: ignore[no-untyped-def]
     """uint8[pageblocks]: type of each pageblock."""
     return view_u8(zone.block, zone.n_pages >> PAGEBLOCK_ORDER)
+
+
+@kernel
+def bitmap_of(zone):  # type: ignore[no-untyped-def]
+    """uint8[n_pages / 8]: one bit a block of the minimum order, for the policy that keeps a bitmap."""
+    return view_u8(zone.ctl + ctl_of(zone)[W_BITMAP_OFFSET], zone.n_pages >> 3)

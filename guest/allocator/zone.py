@@ -91,11 +91,19 @@ class ZoneStatistics:
     runs: int
     pulled_blocks: int
     nodes_visited: int
+    nodes_hold_max: int
+    held_pages: int
+    held_blocks: int
     steals: int
     repairs: int
 
 
-_TRIGGERS = {"off": layout.TRIGGER_OFF, "hwm": layout.TRIGGER_HIGH_WATER_MARK}
+_TRIGGERS = {
+    "off": layout.TRIGGER_OFF,
+    "hwm": layout.TRIGGER_HIGH_WATER_MARK,
+    "any": layout.TRIGGER_ANY_FREE,
+    "bitmap": layout.TRIGGER_BITMAP,
+}
 
 
 def _derived_watermarks(n_pages: int) -> tuple[int, int, int]:
@@ -327,6 +335,9 @@ class Zone:
                 "runs",
                 "pulled_blocks",
                 "nodes_visited",
+                "nodes_hold_max",
+                "held_pages",
+                "held_blocks",
                 "steals",
                 "repairs",
             )
@@ -334,7 +345,9 @@ class Zone:
         pcp_pages = over_cpus(layout.C_COUNT)
         reported = tuple(int(count) for count in header["reported"])
         first_touches, refaults = over_cpus(layout.C_FIRST_TOUCHES), over_cpus(layout.C_REFAULTS)
-        outside = values["free_pages"] + values["isolated_pages"] + values["in_flight_pages"] + pcp_pages
+        outside = pcp_pages + sum(
+            values[name] for name in ("free_pages", "isolated_pages", "in_flight_pages", "held_pages")
+        )
         return ZoneStatistics(
             n_pages=self.n_pages,
             pcp_pages=pcp_pages,
@@ -459,6 +472,7 @@ def _fill_header(header: Any, settings: ZoneSettings, n_pages: int, offsets: lay
         "page_offset": offsets.page,
         "resident_offset": offsets.resident,
         "block_offset": offsets.block,
+        "bitmap_offset": offsets.bitmap,
         "ram_bytes": settings.ram_bytes,
         "owner_pid": os.getpid(),
         "epoch": secrets.randbits(62) + 1,

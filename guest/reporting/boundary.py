@@ -1,8 +1,9 @@
 """The v9 policy: a Reported flag, a boundary a list, and a lock held only to pull and to put back (patch 6/8).
 
 The four steps mirror mm/page_reporting.c of v9: *begin* is the head of page_reporting_cycle, *pull* is
-page_reporting_fill over get_unreported_page, *put back* is page_reporting_drain over free_reported_page, *end* its
-tail. All run with the zone lock held, on one batch of at most ``capacity`` blocks.
+page_reporting_fill over get_unreported_page, *end* its tail; *put back* (page_reporting_drain over
+free_reported_page) is shared with others, in ``blocks``. All run with the zone lock held, on one batch of at most
+``capacity`` blocks.
 
 Where v9 was wrong (reference 1.8) this does what is right; docs/divergences.md tells each.
 
@@ -19,39 +20,32 @@ import numpy as np
 
 from common.geometry import N_MIGRATETYPES, N_ORDERS, TOP_ORDER, Migratetype
 from common.layout import (
-    HEAD_MASK,
-    IN_FLIGHT,
-    INTERIOR,
-    MT_SHIFT,
-    REPORTED,
+    ACTIVE_BOUNDARY,
+    INACTIVE,
     W_ACTIVE,
     W_BOUNDARY,
-    W_IN_FLIGHT_BLOCKS,
-    W_IN_FLIGHT_MAX_BLOCKS,
-    W_IN_FLIGHT_PAGES,
     W_MIN_ORDER,
     W_NODES_VISITED,
-    W_PULLED_BLOCKS,
-    W_RANDOM_STATE,
-    W_REFCNT,
-    W_REPORTED,
-    W_REQUESTED,
     W_ROTATED,
     W_RUNS,
 )
 from common.native import kernel, prefetch
-from guest.allocator.buddy import account_free
-from guest.allocator.lists import del_page_from_free_list, free_list_head, next_node, previous_node
-from guest.allocator.pageblocks import free_across_pageblocks
-from guest.allocator.view import ctl_of, pages_of
+from guest.allocator.lists import free_list_head, next_node, previous_node
+from guest.allocator.view import ctl_of
+from guest.reporting.blocks import (
+    MORE,
+    SHORT,
+    clear_request,
+    count_pulled,
+    is_reported,
+    reset_boundaries,
+    take_for_report,
+)
 
-__all__ = ["MORE", "SHORT", "begin", "clear_request", "end", "prefetch_pull", "pull", "put_back"]
+__all__ = ["begin", "end", "prefetch_pull", "pull"]
 
 ISOLATE = int(Migratetype.ISOLATE)
-MT_FIELD = 0x7
 
-SHORT = 1  # the batch is the last one: nothing unreported is left (v9's underflow)
-MORE = 0
 # Nodes looked at under one hold of the lock. Only a turned list can need more than three a block; when a walk over
 # its Reported blocks reaches this, the pull returns with what it has and the next one goes on from there.
 VISIT_LIMIT = 256
@@ -60,17 +54,9 @@ VISIT_LIMIT = 256
 @kernel
 def begin(zone):  # type: ignore[no-untyped-def]
     """Fresh boundaries for every order and type (B5), then ACTIVE."""
-    for order in range(N_ORDERS):
-        for migratetype in range(N_MIGRATETYPES):
-            ctl_of(zone)[W_BOUNDARY + migratetype * N_ORDERS + order] = free_list_head(zone, order, migratetype)
-    ctl_of(zone)[W_ACTIVE] = 1
+    reset_boundaries(zone)
+    ctl_of(zone)[W_ACTIVE] = ACTIVE_BOUNDARY
     ctl_of(zone)[W_RUNS] += 1
-
-
-@kernel
-def is_reported(zone, pfn):  # type: ignore[no-untyped-def]
-    """PageReported."""
-    return np.int64(pages_of(zone)[pfn]) & REPORTED != 0
 
 
 @kernel
@@ -145,16 +131,6 @@ def prefetch_pull(zone, capacity):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def take_for_report(zone, pfn, order, migratetype):  # type: ignore[no-untyped-def]
-    """Take a free block off its list and mark it in flight (S3, S4)."""
-    del_page_from_free_list(zone, pfn, order)
-    account_free(zone, -(1 << order), migratetype)
-    pages_of(zone)[pfn] = IN_FLIGHT | order | (migratetype << MT_SHIFT)
-    ctl_of(zone)[W_IN_FLIGHT_BLOCKS] += 1
-    ctl_of(zone)[W_IN_FLIGHT_PAGES] += 1 << order
-
-
-@kernel
 def pull(zone, pfns, orders, capacity):  # type: ignore[no-untyped-def]
     """Fill ``pfns`` and ``orders`` (int64[capacity]) with unreported free blocks; returns (count, SHORT or MORE).
 
@@ -182,45 +158,11 @@ def pull(zone, pfns, orders, capacity):  # type: ignore[no-untyped-def]
                 limit_reached = True
                 break
         order -= 1
-    ctl_of(zone)[W_PULLED_BLOCKS] += count
-    ctl_of(zone)[W_IN_FLIGHT_MAX_BLOCKS] = max(ctl_of(zone)[W_IN_FLIGHT_MAX_BLOCKS], ctl_of(zone)[W_IN_FLIGHT_BLOCKS])
+    count_pulled(zone, count)
     if limit_reached:
         return count, MORE
     clear_request(zone)
     return count, SHORT
-
-
-@kernel
-def clear_request(zone):  # type: ignore[no-untyped-def]
-    """REQUESTED := 0 and its reference dropped (B2)."""
-    if ctl_of(zone)[W_REQUESTED]:
-        ctl_of(zone)[W_REQUESTED] = 0
-        ctl_of(zone)[W_REFCNT] -= 1
-
-
-@kernel
-def put_back(zone, pfns, orders, count, reported):  # type: ignore[no-untyped-def]
-    """Return ``count`` blocks to the tail of their lists; flag each that did not merge, if ``reported`` (S7, S8).
-
-    Blocks that are not in flight are skipped: somebody put them back already. Returns how many were put back.
-    """
-    returned = np.int64(0)
-    for index in range(count):
-        pfn = pfns[index]
-        order = orders[index]
-        if np.int64(pages_of(zone)[pfn]) & HEAD_MASK != IN_FLIGHT | order:
-            continue
-        returned += 1
-        pages_of(zone)[pfn] = INTERIOR
-        ctl_of(zone)[W_IN_FLIGHT_BLOCKS] -= 1
-        ctl_of(zone)[W_IN_FLIGHT_PAGES] -= 1 << order
-        became, final_order = free_across_pageblocks(zone, pfn, order, True, np.int64(W_RANDOM_STATE))
-        if reported and ctl_of(zone)[W_ACTIVE] and final_order == order:
-            state = np.int64(pages_of(zone)[became])
-            pages_of(zone)[became] = state | REPORTED
-            ctl_of(zone)[W_REPORTED + order] += 1
-            ctl_of(zone)[W_BOUNDARY + ((state >> MT_SHIFT) & MT_FIELD) * N_ORDERS + order] = became
-    return returned
 
 
 @kernel
@@ -230,7 +172,7 @@ def end(zone, early):  # type: ignore[no-untyped-def]
     ``early``: before a pull came up short. That leaves unreported blocks between two reported runs (U R U R), which the
     shape U* R* U* does not allow: every list is marked as turned, and walked once by the next run.
     """
-    ctl_of(zone)[W_ACTIVE] = 0
+    ctl_of(zone)[W_ACTIVE] = INACTIVE
     if early:
         for order in range(N_ORDERS):
             ctl_of(zone)[W_ROTATED + order] = (1 << N_MIGRATETYPES) - 1

@@ -16,7 +16,8 @@ from common.layout import RESIDENT, RETURNED
 from common.statistics import new_histogram
 from guest.allocator.zone import Zone
 from guest.memory import mark_returned, set_residence
-from guest.reporting import boundary, table
+from guest.reporting import table
+from guest.reporting.blocks import SHORT
 
 __all__ = ["MAX_CAPACITY", "Batch", "Cycle", "Outcome", "RunStatistics"]
 
@@ -105,9 +106,9 @@ class Cycle:
             )
             _check(count)
             # SHORT cleared REQUESTED; a free during the report may set it again, and then the loop goes on (v9).
-            self._more = state != boundary.SHORT
+            self._more = state != SHORT
             if count:
-                return Batch(self._pfns[:count].copy(), self._orders[:count].copy(), state == boundary.SHORT)
+                return Batch(self._pfns[:count].copy(), self._orders[:count].copy(), state == SHORT)
         return None
 
     def put_back(self, batch: Batch, outcome: Outcome) -> int:

@@ -11,27 +11,45 @@ from dataclasses import dataclass
 import numpy as np
 
 from common.errors import UsageError
-from common.layout import W_REQUESTED
+from common.layout import W_NODES_HOLD_MAX, W_NODES_VISITED, W_REQUESTED
 from common.native import clock_ns, kernel
 from common.statistics import record
-from guest.allocator.buddy import unqueue_work
+from guest.allocator.buddy import FPI_SKIP_REPORT_NOTIFY, FPI_TO_TAIL, unqueue_work
 from guest.allocator.locked import E_LOCK, lock_zone, unlock_zone
 from guest.allocator.view import ctl_of, open_zone
-from guest.reporting import boundary
+from guest.reporting import blocks, boundary
 
 __all__ = ["POLICIES", "Policy", "find_policy", "locked_begin", "locked_end", "locked_pull", "locked_put_back"]
 
 
 @dataclass(frozen=True)
 class Policy:
-    """One row of the table. Defaults are those of the kernel version that the policy mirrors."""
+    """One row of the table. Defaults are those of the kernel version that the policy mirrors.
+
+    Attributes:
+        trigger: what asks for a run in the free path, a name of ``ZoneSettings``.
+        high_water_mark: of that trigger: unreported free blocks, or bits set.
+        keeps: after the report a block stays out of the allocator (it is held) until the policy lets go of it.
+        under_lock: the zone lock is held while blocks are reported.
+        host_started: a run begins when the host says so, never by a free.
+        host_driven: the host makes the four steps itself; there is no reporter.
+        rearms: a run that failed is asked for again (v9 keeps REQUESTED; mainline waits for the next free, M3b).
+        virtual_only: exists in virtual time alone.
+    """
 
     number: int
     name: str
     summary: str
-    trigger: str  # of ``ZoneSettings``
+    trigger: str
     delay_ns: int
     capacity: int
+    high_water_mark: int = 32
+    keeps: bool = False
+    under_lock: bool = False
+    host_started: bool = False
+    host_driven: bool = False
+    rearms: bool = True
+    virtual_only: bool = False
 
 
 POLICIES = {
@@ -76,14 +94,17 @@ def locked_pull(address, policy, pfns, orders, holds, scratch):  # type: ignore[
         pfns, orders: int64[capacity], filled. holds: histogram of ns under the lock. scratch: int64[2] for the clock.
     """
     zone = open_zone(address)
-    count, state = np.int64(0), boundary.SHORT
+    count, state = np.int64(0), blocks.SHORT
     if policy == BOUNDARY:
         boundary.prefetch_pull(zone, pfns.size)
     if not lock_zone(zone):
         return np.int64(E_LOCK), state
     start = clock_ns(scratch)
+    visited = ctl_of(zone)[W_NODES_VISITED]
     if policy == BOUNDARY:
         count, state = boundary.pull(zone, pfns, orders, pfns.size)
+    visited = ctl_of(zone)[W_NODES_VISITED] - visited
+    ctl_of(zone)[W_NODES_HOLD_MAX] = max(ctl_of(zone)[W_NODES_HOLD_MAX], visited)
     elapsed = clock_ns(scratch) - start
     unlock_zone(zone)
     record(holds, elapsed)
@@ -99,7 +120,7 @@ def locked_put_back(address, policy, pfns, orders, count, reported, holds, scrat
         return np.int64(E_LOCK)
     start = clock_ns(scratch)
     if policy == BOUNDARY:
-        returned = boundary.put_back(zone, pfns, orders, count, reported)
+        returned = blocks.put_back(zone, pfns, orders, count, reported, FPI_SKIP_REPORT_NOTIFY | FPI_TO_TAIL)
     elapsed = clock_ns(scratch) - start
     unlock_zone(zone)
     record(holds, elapsed)
@@ -115,7 +136,7 @@ def locked_end(address, policy, early, abandon):  # type: ignore[no-untyped-def]
     if policy == BOUNDARY:
         boundary.end(zone, early)
         if abandon:
-            boundary.clear_request(zone)
+            blocks.clear_request(zone)
     unqueue_work(zone)
     requested = ctl_of(zone)[W_REQUESTED]
     unlock_zone(zone)
