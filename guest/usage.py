@@ -35,7 +35,7 @@ __all__ = ["COLUMNS", "UsageRecorder", "read_usage"]
 COLUMNS = ("t_ns", "resident_bytes", "allocated_bytes", "reported_bytes")
 _MAX_ROWS = 16384
 _STEADY_S = 0.02
-_FINE_S = 0.005
+_FINE_S = 0.002
 _FINE_FOR_NS = 1_000_000_000
 
 _Row = tuple[int, int, int, int]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import tempfile
 import threading
 from collections.abc import Callable
@@ -140,10 +141,11 @@ def _check(outcome: RunOutcome) -> None:
     """Raise what a run ended with, unless there is a result: a guest that found a violation has one."""
     if outcome.interrupted:
         raise KeyboardInterrupt
-    for end in outcome.processes:
-        if end.exit_code and not _has_violations(end):
-            kind = _ERRORS.get(end.exit_code, LabError)
-            raise kind(failure_text(end.name, end.exit_code, end.stderr_tail))
+    failed = [(end, end.exit_code) for end in outcome.processes if end.exit_code and not _has_violations(end)]
+    if failed:
+        # The others were told to stop, perhaps before they could listen, so a signal explains least.
+        end, code = min(failed, key=lambda one: (one[1] < 0, one[1] == -signal.SIGTERM))
+        raise _ERRORS.get(code, LabError)(failure_text(end.name, code, end.stderr_tail))
     if outcome.problem is not None and not any(_has_violations(end) for end in outcome.processes):
         raise LabError(outcome.problem)
     for end in outcome.processes:
