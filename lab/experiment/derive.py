@@ -81,7 +81,10 @@ def time_to_return(t_s: Array, resident: Array, allocated: Array, episode: Span,
 def times_to_return(
     t_s: Array, resident: Array, allocated: Array, spans: Sequence[Span], shares: Sequence[float] = SHARES
 ) -> tuple[float | None, ...]:
-    """Of each share the median of ``time_to_return`` over those episodes that reached it; None if none did."""
+    """Of each share the median of ``time_to_return`` over those episodes that reached it; None if none did.
+
+    A larger share may have the smaller median, since fewer episodes reach it.
+    """
     found = [[time_to_return(t_s, resident, allocated, span, share) for span in spans] for share in shares]
     reached = [[seconds for seconds in one if seconds is not None] for one in found]
     return tuple(statistics.median(one) if one else None for one in reached)
