@@ -182,6 +182,7 @@ class GuestSettings(_MachineSettings):
 
     host: str = _name("host", "lab", "name of the lab, the one that a host was started with")
     name: str = _name("name", "", "name of this guest", unset="guest-PID")
+    work_pages: int = _integer("work-pages", 0, 0, 1 << 50, "stop after so many page operations; 0: go on")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,10 +19,11 @@ HISTOGRAM_WORDS = _N_BINS + 1
 
 @dataclass(frozen=True)
 class Percentiles:
-    """Of one histogram, in ns; p50 and p99 are upper edges of their bins, max is exact. Zeros when empty."""
+    """Of one histogram, in ns; p50, p99 and p999 (99.9 %) are upper edges of their bins, max is exact. Zeros: empty."""
 
     p50: int
     p99: int
+    p999: int
     max: int
     count: int
 
@@ -63,16 +64,16 @@ def _upper_edge(index: int) -> int:
 def percentiles(*histograms: np.ndarray) -> Percentiles:
     """Percentiles over the sum of ``histograms`` (int64[HISTOGRAM_WORDS] each)."""
     if not histograms:
-        return Percentiles(0, 0, 0, 0)
+        return Percentiles(0, 0, 0, 0, 0)
     maximum = max(int(histogram[_N_BINS]) for histogram in histograms)
     bins = np.sum([histogram[:_N_BINS] for histogram in histograms], axis=0)
     count = int(bins.sum())
     if not count:
-        return Percentiles(0, 0, 0, 0)
+        return Percentiles(0, 0, 0, 0, 0)
     cumulative = np.cumsum(bins)
 
     def at(share: float) -> int:
         index = int(np.searchsorted(cumulative, max(1, share * count)))
         return min(_upper_edge(index), maximum)
 
-    return Percentiles(at(0.50), at(0.99), maximum, count)
+    return Percentiles(at(0.50), at(0.99), at(0.999), maximum, count)

@@ -19,25 +19,38 @@ from common.queues import unlink_queue
 from common.ramobject import RamObject
 from common.segment import unlink_object
 from common.settings import GuestSettings
-from common.statistics import Percentiles, percentiles
+from common.statistics import percentiles
 from guest.allocator.zone import Zone, ZoneSettings, ZoneStatistics
 from guest.reporting.cycle import Cycle
 from guest.reporting.link import Link, LinkStatistics
 from guest.reporting.reporter import Reporter, ReporterStatistics
 from guest.reporting.table import find_policy
+from guest.usage import UsageRecorder
+from guest.warmup import load_kernels
 from guest.workloads import engine
-from guest.workloads.vcpu import VCpu, WorkloadSettings, check_workload
+from guest.workloads.vcpu import Job, VCpu, WorkloadSettings, check_workload
 
 __all__ = ["GuestResult", "Machine"]
 
 _SPARE_SLOTS = 2  # per-CPU slots beyond the vCPUs', for processes that attach
-_SAMPLE_S = 0.05
 _LONGEST_SETTLING_S = 10.0
 
 
 @dataclass(frozen=True)
 class GuestResult:
-    """What one guest did, from start to end; what ``--json`` prints."""
+    """What one guest did, from start to end; what ``--json`` prints.
+
+    Attributes:
+        lock_hold_ns: percentiles of how long the reporter held the zone lock: ``pull``, ``put_back``, and ``all``.
+        nodes_hold_max: most list nodes looked at while the zone lock was held once.
+        alloc_ns, alloc_reporting_ns: percentiles of allocation times; of all, and of those that began while a
+            reporting run was active.
+        cpu_s: processor time, user and system, of the whole process since the work started.
+        job_s: from the start of the work until ``--work-pages`` were done; None without, or if they never were.
+        started_ns: when the work started, CLOCK_MONOTONIC as every time here.
+        per_vcpu: of each vCPU ``busy_ns``, ``operations``, ``pauses`` and ``ended_ns``, see ``VCpu``.
+        series: columns of equal length, see ``guest.usage``.
+    """
 
     ok: bool
     name: str
@@ -72,6 +85,16 @@ class GuestResult:
     repairs: int
     settings: dict[str, Any] = field(default_factory=dict)
     reports_timeline: tuple[tuple[int, int, int], ...] = ()
+    nodes_visited: int = 0
+    nodes_hold_max: int = 0
+    pulled_blocks: int = 0
+    failed_allocations: int = 0
+    alloc_reporting_ns: dict[str, int] = field(default_factory=dict)
+    cpu_s: float = 0.0
+    job_s: float | None = None
+    started_ns: int = 0
+    per_vcpu: tuple[dict[str, Any], ...] = ()
+    series: dict[str, list[int]] = field(default_factory=dict)
 
 
 def remove_leftovers(lab: str, guest: str) -> None:
@@ -103,7 +126,9 @@ class Machine:
         self._ram_map: mmap.mmap | None = None
         self._ram_view: np.ndarray | None = None
         self._peak_resident_bytes = 0
+        self._job = Job(settings.work_pages) if settings.work_pages else None
         self._started = time.monotonic()
+        self._cpu_before_s = time.process_time()
         self._work_ended = 0.0
         self._close = contextlib.ExitStack()
         try:
@@ -127,6 +152,7 @@ class Machine:
             self._ram_view = np.frombuffer(self._ram_map, dtype=np.uint8)
         # SAFETY: the view keeps the mapping alive; it is dropped after the vCPU threads have been joined.
         self.ram_address = 0 if self._ram_view is None else int(self._ram_view.ctypes.data)
+        self.usage = UsageRecorder(self.zone.address, self.ram.resident_bytes if shared else None)
         self.cycle = Cycle(
             self.zone, settings.policy, capacity=settings.capacity, residence=self._residence if shared else None
         )
@@ -175,7 +201,11 @@ class Machine:
                 idle_ns=settings.idle_ns,
                 seed=settings.seed * 1000 + index,
             )
-            self.vcpus.append(VCpu(self.zone, self.ram_address, work, on_error=self.fail))
+            vcpu = VCpu(self.zone, self.ram_address, work, on_error=self.fail, on_idle=self._note_idle, job=self._job)
+            self.vcpus.append(vcpu)
+
+    def _note_idle(self) -> None:
+        self.usage.take(mark=True)
 
     def fail(self, error: BaseException) -> None:
         """End the guest with this error; called from any thread."""
@@ -204,9 +234,12 @@ class Machine:
 
     def __enter__(self) -> Self:
         try:
+            load_kernels(self.settings.workload, self.policy.name)
             self.link.start()
             if self.reporter is not None:
                 self.reporter.start()
+            self.usage.take()
+            self._cpu_before_s = time.process_time()
             self._started = time.monotonic()
             for vcpu in self.vcpus:
                 vcpu.start()
@@ -245,8 +278,9 @@ class Machine:
             statistics = self.sample()[0]
             if not statistics.requested and not statistics.active:
                 return
-            if self.ended.wait(_SAMPLE_S):
+            if self.ended.wait(self.usage.period_s):
                 return  # interrupted, or an error: leave now
+            self.usage.take()
 
     def stop_reporting(self) -> None:
         """Stop the reporter; nothing is in flight afterwards."""
@@ -272,16 +306,21 @@ class Machine:
     def sample(self) -> tuple[ZoneStatistics, ReporterStatistics | None, LinkStatistics, int]:
         """Everything a view shows: zone, reporter, link, resident bytes."""
         resident = self.resident_bytes()
-        self._peak_resident_bytes = max(self._peak_resident_bytes, resident)
+        self._peak_resident_bytes = max(self._peak_resident_bytes, self.usage.peak_bytes, resident)
         reporter = None if self.reporter is None else self.reporter.statistics()
         return self.zone.statistics(), reporter, self.link.statistics(), resident
 
     def wait(self, seconds: float | None) -> None:
-        """Sleep until the time is up (None: never) or something ended the guest, keeping an eye on the peak."""
+        """Sleep until the time is up (None: never), the job is done or something ended the guest; record its memory."""
         end = None if seconds is None else time.monotonic() + seconds
-        while not self.ended.wait(_SAMPLE_S):
-            self.sample()
-            if end is not None and time.monotonic() >= end:
+        while True:
+            period_s = self.usage.period_s
+            if end is not None:
+                period_s = min(period_s, max(0.0, end - time.monotonic()))
+            if self.ended.wait(period_s):
+                return
+            self.usage.take()
+            if (self._job is not None and self._job.is_done()) or (end is not None and time.monotonic() >= end):
                 return
 
     def complaints(self) -> tuple[str, ...]:
@@ -301,6 +340,7 @@ class Machine:
 
     def result(self) -> GuestResult:
         """The result so far. Call it after ``stop_work`` for final figures."""
+        self.usage.take()
         statistics, reporter, link, resident = self.sample()
         complaints = list(self.complaints())
         try:
@@ -310,6 +350,7 @@ class Machine:
         holds = {
             "pull": _histogram(self.cycle.pull_holds),
             "put_back": _histogram(self.cycle.put_back_holds),
+            "all": _histogram(self.cycle.pull_holds, self.cycle.put_back_holds),
         }
         return GuestResult(
             ok=not complaints and self.error is None,
@@ -327,7 +368,8 @@ class Machine:
             complaints=tuple(complaints),
             in_flight_max_blocks=statistics.in_flight_max_blocks,
             lock_hold_ns=holds,
-            alloc_ns=_histogram(*(vcpu.times for vcpu in self.vcpus)),
+            alloc_ns=_histogram(*(row for vcpu in self.vcpus for row in vcpu.times)),
+            alloc_reporting_ns=_histogram(*(vcpu.times[engine.T_REPORTING] for vcpu in self.vcpus)),
             page_operations=sum(int(vcpu.state[engine.S_OPERATIONS]) for vcpu in self.vcpus),
             turns=sum(int(vcpu.state[engine.S_TURNS]) for vcpu in self.vcpus),
             duration_s=time.monotonic() - self._started,
@@ -343,9 +385,23 @@ class Machine:
             wakes=0 if reporter is None else reporter.wakes,
             unreported_bytes=self.zone.unreported_pages() * PAGE_BYTES,
             repairs=statistics.repairs,
+            nodes_visited=statistics.nodes_visited,
+            nodes_hold_max=_nodes_hold_max(statistics),
+            pulled_blocks=statistics.pulled_blocks,
+            failed_allocations=statistics.failed_allocations,
+            cpu_s=time.process_time() - self._cpu_before_s,
+            job_s=self._job_s(),
+            started_ns=int(self._started * 1e9),
+            per_vcpu=tuple(_describe(vcpu) for vcpu in self.vcpus),
+            series=self.usage.columns(),
             settings=self._described_settings(),
             reports_timeline=() if self.reporter is None else tuple(self.reporter.timeline),
         )
+
+    def _job_s(self) -> float | None:
+        if self._job is None or not self._job.done_ns:
+            return None
+        return self._job.done_ns / 1e9 - self._started
 
     def _described_settings(self) -> dict[str, Any]:
         settings = self.settings
@@ -364,5 +420,18 @@ class Machine:
 
 
 def _histogram(*histograms: np.ndarray) -> dict[str, int]:
-    taken: Percentiles = percentiles(*histograms)
-    return taken.as_dict()
+    return percentiles(*histograms).as_dict()
+
+
+def _nodes_hold_max(statistics: ZoneStatistics) -> int:
+    """Most list nodes under one hold; 0 from a zone that does not count them."""
+    return int(getattr(statistics, "nodes_hold_max", 0))
+
+
+def _describe(vcpu: VCpu) -> dict[str, Any]:
+    return {
+        "busy_ns": vcpu.busy_ns,
+        "operations": vcpu.operations,
+        "ended_ns": vcpu.ended_ns,
+        "pauses": tuple(vcpu.pauses),
+    }

@@ -160,6 +160,7 @@ class HostStatistics:
 
     ``counters.malformed`` includes rubbish in the control queue, which belongs to no guest. ``guests`` holds the live
     ones and as many departed ones as are remembered; the sums forget nobody. ``proof``: how freed bytes are proven.
+    ``cpu_s``: processor time, user and system, of the whole process since the host was made.
     """
 
     duration_s: float
@@ -169,6 +170,7 @@ class HostStatistics:
     hellos_refused: int
     counters: Counters
     guests: tuple[GuestStatistics, ...]
+    cpu_s: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON. ``ok``: no discard failed."""
@@ -181,6 +183,7 @@ class HostStatistics:
                 "guests_seen": self.guests_seen,
                 "guests_lost": self.guests_lost,
                 "hellos_refused": self.hellos_refused,
+                "cpu_s": self.cpu_s,
             },
             "guests": [guest.as_dict() for guest in self.guests],
         }

@@ -64,6 +64,7 @@ class Host:
         self._changed = True
         self._stopping = False
         self._started_s = time.monotonic()
+        self._cpu_before_s = time.process_time()
         self._wake_read, self.wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._closing = contextlib.ExitStack()
         self._closing.callback(os.close, self._wake_read)
@@ -119,6 +120,7 @@ class Host:
             hellos_refused=self.registry.hellos_refused,
             counters=total,
             guests=guests,
+            cpu_s=time.process_time() - self._cpu_before_s,
         )
 
     def close(self) -> None:

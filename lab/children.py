@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -34,7 +35,10 @@ _ORPHAN_GRACE_S = 15.0  # for a child to end in order once we were killed: a gue
 
 
 class Interrupts:
-    """While entered, SIGINT, SIGTERM and SIGHUP are counted and wake ``descriptor``; main thread only."""
+    """While entered, SIGINT, SIGTERM and SIGHUP are counted and wake ``descriptor``.
+
+    Only the main thread can handle signals: entered in another one, it counts none and ``descriptor`` stays silent.
+    """
 
     _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -46,6 +50,8 @@ class Interrupts:
 
     def __enter__(self) -> Self:
         self.descriptor, self._write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        if threading.current_thread() is not threading.main_thread():
+            return self
         self._previous_wakeup = signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
         for number in self._SIGNALS:
             self._previous[number] = signal.signal(number, self._note)
@@ -56,7 +62,8 @@ class Interrupts:
     ) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
-        signal.set_wakeup_fd(self._previous_wakeup)
+        if self._previous:
+            signal.set_wakeup_fd(self._previous_wakeup)
         os.close(self.descriptor)
         os.close(self._write_end)
 
@@ -170,6 +177,11 @@ class Children:
                 return False
         self._tick()
         return True
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether there was a signal to stop."""
+        return self._interrupts.count > 0
 
     def running(self, names: Iterable[str]) -> set[str]:
         """Those of ``names`` that have not ended."""

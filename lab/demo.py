@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from common.errors import UsageError
-from common.options import option_of
 from common.output import check_distinct, check_output, write_bytes, write_json
-from common.settings import DEFAULT_PLOT, DemoSettings, GuestSettings
+from common.settings import DEFAULT_PLOT, DemoSettings, GuestSettings, HostSettings
+from lab.flags import flags_of
 from lab.orchestrate import LabPlan, ProcessPlan, run_lab
 from lab.outcome import ProcessEnd, RunOutcome
 from lab.result import build_result, exit_code
@@ -60,14 +60,16 @@ def make_plan(settings: DemoSettings, folder: Path) -> LabPlan:
     """Command lines of all processes; accounts go to ``folder``. Every lab has a name of its own."""
     lab = f"demo-{os.getpid()}-{secrets.token_hex(2)}"
     host = folder / "host.json"
-    inhibit = ("--inhibit-discard",) if settings.inhibit_discard else ()
+    flags = flags_of(
+        HostSettings, {"name": lab, "json": str(host), "quiet": True, "inhibit_discard": settings.inhibit_discard}
+    )
     return LabPlan(
         lab=lab,
         backend=settings.backend,
         memory_bytes=settings.memory,
         duration_s=settings.duration_s,
         warm_up=("-m", "guest", "--warm-up"),
-        host=ProcessPlan("host", ("-m", "host", "--name", lab, "--json", str(host), "--quiet", *inhibit), host),
+        host=ProcessPlan("host", ("-m", "host", *flags), host),
         guests=tuple(_guest_plan(settings, lab, number, folder) for number in range(1, settings.guests + 1)),
     )
 
@@ -76,26 +78,15 @@ def _guest_plan(settings: DemoSettings, lab: str, number: int, folder: Path) -> 
     """One guest with the demo's settings and a seed of its own."""
     name = f"guest-{number}"
     account = folder / f"{name}.json"
-    arguments = ["-m", "guest", "--host", lab, "--name", name, "--json", str(account), "--quiet"]
-    for setting in fields(GuestSettings):
-        if setting.name in _OURS or not hasattr(settings, setting.name):
-            continue
-        value = getattr(settings, setting.name)
-        if setting.name == "seed":
-            value = (value + number - 1) % _SEEDS
-        flag = option_of(setting).flag
-        if isinstance(value, bool):
-            arguments.append(f"--{flag}" if value else f"--no-{flag}")
-        elif value is not None:
-            arguments += [f"--{flag}", _flag_text(setting.name, value)]
-    return ProcessPlan(name, tuple(arguments), account)
-
-
-def _flag_text(name: str, value: float | str) -> str:
-    """A value as its flag takes it: durations with their unit, numbers without an exponent."""
-    if name.endswith("_ns"):
-        return f"{value}ns"
-    return f"{value:.9f}" if isinstance(value, float) else str(value)
+    given = {setting.name: getattr(settings, setting.name) for setting in fields(settings) if setting.name not in _OURS}
+    own = {
+        "host": lab,
+        "name": name,
+        "json": str(account),
+        "quiet": True,
+        "seed": (settings.seed + number - 1) % _SEEDS,
+    }
+    return ProcessPlan(name, ("-m", "guest", *flags_of(GuestSettings, given | own)), account)
 
 
 def _check_outputs(settings: DemoSettings) -> None:

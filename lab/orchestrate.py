@@ -24,7 +24,7 @@ from lab.outcome import Account, ProcessEnd, RunOutcome
 from lab.sampler import GuestProbe, Observation, Probe, Sampler
 from lab.view import GuestRow, RateMeter, View
 
-__all__ = ["LabPlan", "ProcessPlan", "run_lab"]
+__all__ = ["LabPlan", "ProcessPlan", "run_lab", "warm_up"]
 
 _WARM_UP = "warm-up"
 _WARM_UP_LIMIT_S = 300.0  # compiling takes tens of seconds on a slow machine
@@ -44,7 +44,12 @@ class ProcessPlan:
 
 @dataclass(frozen=True)
 class LabPlan:
-    """All processes of one run. ``warm_up`` are Python arguments that compile the kernels, empty for none."""
+    """All processes of one run.
+
+    Attributes:
+        warm_up: Python arguments that compile the kernels, empty for none.
+        watched: look at the guests from outside while they run; False leaves the processors to them.
+    """
 
     lab: str
     backend: str
@@ -53,12 +58,16 @@ class LabPlan:
     warm_up: tuple[str, ...]
     host: ProcessPlan
     guests: tuple[ProcessPlan, ...]
+    watched: bool = True
     start_limit_s: float = _START_LIMIT_S
     stop_limit_s: float = 10.0  # a host or guest that was told to stop has this long before it is killed
 
 
 def run_lab(plan: LabPlan, view: View, *, make_probe: Callable[[str], Probe] | None = None) -> RunOutcome:
-    """Run ``plan`` to its end, whatever that is; no process of it is left. Main thread only, it handles signals.
+    """Run ``plan`` to its end, whatever that is; no process of it is left.
+
+    In the main thread signals to stop end the run in order. Another thread cannot take signals: there a run goes
+    on until its end, and ends with this process if that is killed.
 
     ``make_probe`` gives the probe of a guest by name; the default looks into its shared memory.
     """
@@ -76,6 +85,21 @@ def run_lab(plan: LabPlan, view: View, *, make_probe: Callable[[str], Probe] | N
             finally:
                 children.kill([_WARM_UP, *(process.name for process in (plan.host, *plan.guests))])
                 _sweep(plan)
+
+
+def warm_up(children: Children, arguments: tuple[str, ...], *, say: Callable[[str], None] | None = None) -> str | None:
+    """Compile the kernels in one process before several need them at once; what went wrong, or None.
+
+    A signal to stop ends it early, which looks like a failure: ask ``children.interrupted`` first.
+    """
+    child = children.start(_WARM_UP, arguments)
+    # With a warm cache this takes a moment, not worth a word.
+    if not children.wait([_WARM_UP], deadline_s=time.monotonic() + 2.0):
+        if say is not None and not children.interrupted:
+            say("compiling the kernels (once)…")
+        children.wait([_WARM_UP], deadline_s=time.monotonic() + _WARM_UP_LIMIT_S)
+    children.kill([_WARM_UP])
+    return f"the kernels could not be compiled: {child.stderr_tail()}" if child.exit_code else None
 
 
 class _Run:
@@ -96,7 +120,8 @@ class _Run:
         observations: Mapping[str, Observation] = {}
         began_s = time.monotonic()
         if self._warm_up():
-            self._sampler = Sampler({name: self._make_probe(name) for name in self._guest_names})
+            watched = self._guest_names if plan.watched else []
+            self._sampler = Sampler({name: self._make_probe(name) for name in watched})
             began_s = self._sampler.started_s
             try:
                 self._start_and_wait()
@@ -113,12 +138,13 @@ class _Run:
             observations=observations,
             interrupted=self._interrupts.count > 0,
             problem=self._problem,
+            watched=plan.watched,
         )
 
     def tick(self) -> None:
         """Show how things stand."""
         sampler = self._sampler
-        if sampler is None:
+        if sampler is None or not self._plan.watched:
             return
         time_s = time.monotonic() - sampler.started_s
         running = self.children.running(self._guest_names)
@@ -135,25 +161,21 @@ class _Run:
         self._view.show(time_s, rows)
 
     def _warm_up(self) -> bool:
-        """Compile the kernels in one process before several need them at once; False if that ended badly."""
+        """Compile the kernels if that is planned; False if it ended badly."""
         if not self._plan.warm_up:
             return True
-        child = self.children.start(_WARM_UP, self._plan.warm_up)
-        # With a warm cache this takes a moment, not worth a word.
-        if not self.children.wait([_WARM_UP], deadline_s=time.monotonic() + 2.0) and not self._interrupts.count:
-            self._view.say("compiling the kernels (once)…")
-            self.children.wait([_WARM_UP], deadline_s=time.monotonic() + _WARM_UP_LIMIT_S)
-        self.children.kill([_WARM_UP])
-        if child.exit_code != 0 and not self._interrupts.count:
-            self._problem = f"the kernels could not be compiled: {child.stderr_tail()}"
-        return child.exit_code == 0
+        problem = warm_up(self.children, self._plan.warm_up, say=self._view.say)
+        if self._interrupts.count == 0:
+            self._problem = problem
+        return problem is None
 
     def _start_and_wait(self) -> None:
         plan = self._plan
         for process in (plan.host, *plan.guests):
             self.children.start(process.name, process.arguments)
         assert self._sampler is not None
-        self._sampler.start()
+        if plan.watched:
+            self._sampler.start()
         limit_s = plan.duration_s + _SETTLE_LIMIT_S + plan.start_limit_s + _START_LIMIT_PER_GUEST_S * len(plan.guests)
         deadline_s = time.monotonic() + limit_s
         if self.children.wait(self._guest_names, deadline_s=deadline_s, until=self._is_failure):

@@ -26,7 +26,10 @@ class ProcessEnd:
 
 @dataclass(frozen=True)
 class RunOutcome:
-    """A whole run. ``problem`` says in words what cut it short, if anything but an interruption did."""
+    """A whole run. ``problem`` says in words what cut it short, if anything but an interruption did.
+
+    ``watched``: somebody looked at the guests from outside, so there are observations of them.
+    """
 
     lab: str
     duration_s: float
@@ -36,6 +39,7 @@ class RunOutcome:
     observations: Mapping[str, Observation]
     interrupted: bool
     problem: str | None
+    watched: bool = True
 
     @property
     def processes(self) -> tuple[ProcessEnd, ...]:

@@ -13,7 +13,7 @@ from typing import Any
 from lab.outcome import Account, ProcessEnd, RunOutcome
 from lab.samples import total_peak
 
-__all__ = ["GUEST_FIELDS", "HOST_FIELDS", "Check", "build_result", "exit_code"]
+__all__ = ["GUEST_FIELDS", "HOST_FIELDS", "Check", "account_checks", "build_result", "exit_code"]
 
 HOST_FIELDS = ("reports", "blocks", "asked_bytes", "freed_bytes", "failures", "rejected")
 GUEST_FIELDS = (
@@ -31,6 +31,7 @@ GUEST_FIELDS = (
     "lock_hold_ns",
     "alloc_ns",
 )
+_RECORDS = ("reports_timeline", "per_vcpu", "series")
 _INTERRUPTED = 130
 _VIOLATION = 4
 
@@ -46,7 +47,7 @@ class Check:
 
 def build_result(outcome: RunOutcome) -> dict[str, Any]:
     """Plain data for JSON: ``ok``, ``duration_s``, ``host``, ``guests``; beyond those ``checks`` and how all ended."""
-    checks = [*_endings(outcome), *_accounts(outcome)]
+    checks = [*_endings(outcome), *account_checks(outcome)]
     host = _counters(outcome.host.account)
     series = [outcome.observations[end.name].series for end in outcome.guests if end.name in outcome.observations]
     return {
@@ -88,11 +89,11 @@ def _counters(account: Account | None) -> dict[str, Any]:
 
 
 def _guest(end: ProcessEnd) -> dict[str, Any]:
-    """One guest's account, fields of the contract first, without its timeline: that is for the picture."""
+    """One guest's account, fields of the contract first, without what was recorded over time: that is for pictures."""
     if end.account is None:
         return {"name": end.name}
     ordered = {field: end.account.get(field) for field in GUEST_FIELDS}
-    return {**ordered, **{key: value for key, value in end.account.items() if key != "reports_timeline"}}
+    return {**ordered, **{key: value for key, value in end.account.items() if key not in _RECORDS}}
 
 
 def _endings(outcome: RunOutcome) -> Iterator[Check]:
@@ -103,7 +104,7 @@ def _endings(outcome: RunOutcome) -> Iterator[Check]:
         yield Check(f"{end.name} left an account", end.account is not None, "")
 
 
-def _accounts(outcome: RunOutcome) -> Iterator[Check]:
+def account_checks(outcome: RunOutcome) -> Iterator[Check]:
     """Checks over the accounts that there are; a missing one was noted by ``_endings``."""
     host = _counters(outcome.host.account)
     for field in ("failures", "rejected", "malformed", "invalid_blocks"):
@@ -167,6 +168,8 @@ def _residency(outcome: RunOutcome, name: str, account: Account) -> Iterator[Che
         account["returned_bytes"] <= account["freed_bytes"],
         f"{account['returned_bytes']} <= {account['freed_bytes']}",
     )
+    if not outcome.watched:
+        return
     seen = outcome.observations.get(name)
     if seen is None or seen.last is None:
         yield Check(f"{name}: was seen from outside", False, "the sampler never reached it")

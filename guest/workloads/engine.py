@@ -1,16 +1,16 @@
 """What every workload is made of: allocate-use-remember and check-free-forget, on a vCPU thread without the GIL.
 
-A vCPU owns four arrays. ``held`` is its pile of blocks, ``state`` its words (see ``S_*``), ``times`` the histogram of
-allocation times, ``finding`` the first violation it met. The clock is read for ``times`` only and decides nothing, so
-the same seed makes the same requests.
+A vCPU owns four arrays. ``held`` is its pile of blocks, ``state`` its words (see ``S_*``), ``times`` two histograms of
+allocation times (see ``T_*``), ``finding`` the first violation it met. The clock is read for ``times`` only and decides
+nothing, so the same seed makes the same requests.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from common.layout import C_ALLOCATED_BYTES, C_FREED_BYTES
-from common.native import clock_ns, kernel
+from common.layout import C_ALLOCATED_BYTES, C_FREED_BYTES, W_ACTIVE
+from common.native import clock_ns, kernel, load_i64
 from common.statistics import record
 from guest.allocator.percpu import alloc_pages, cpu_slot, free_pages
 from guest.allocator.shuffle import next_random
@@ -35,6 +35,9 @@ __all__ = [
     "S_TAG",
     "S_TIMED",
     "S_TURNS",
+    "TIMES_ROWS",
+    "T_QUIET",
+    "T_REPORTING",
     "acquire",
     "random_below",
     "release",
@@ -55,6 +58,11 @@ S_DEBT_PAGES = 9  # the workload's own
 S_FREED_BIG_PAGES = 10  # pages freed in blocks of at least the minimum order
 S_TIMED = 11  # 1: measure allocation times
 STATE_WORDS = 16
+
+# Rows of ``times``, int64[TIMES_ROWS, HISTOGRAM_WORDS]. An allocation is counted in one of them; all is their sum.
+T_QUIET = 0  # it began while no reporting run was active
+T_REPORTING = 1  # it began while one was
+TIMES_ROWS = 2
 
 HELD_COLUMNS = 3  # pfn, order, tag
 _N_TAGS = 1 << 27  # a vCPU's own share of the 34-bit tags; it wraps after as many allocations
@@ -80,9 +88,11 @@ def acquire(zone, address, ram_address, state, held, times, finding, scratch, or
         return np.int64(0)
     cpu = state[S_CPU]
     if state[S_TIMED]:
+        # SAFETY: a word of the header, which is mapped as long as the zone is; the reporter's thread writes it.
+        row = T_REPORTING if load_i64(address + 8 * W_ACTIVE) != 0 else T_QUIET
         start = clock_ns(scratch)
         pfn = alloc_pages(zone, cpu, order, migratetype, 0)
-        record(times, clock_ns(scratch) - start)
+        record(times[row], clock_ns(scratch) - start)
     else:
         pfn = alloc_pages(zone, cpu, order, migratetype, 0)
     if pfn < 0:

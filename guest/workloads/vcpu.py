@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from common.errors import LabError, UsageError
-from common.statistics import new_histogram
+from common.statistics import HISTOGRAM_WORDS
 from guest.allocator.zone import Zone
 from guest.memory import FINDING_WORDS, STAMP_LOST
 from guest.workloads import burst, churn, engine, memhog, page_fault
 
-__all__ = ["WORKLOADS", "VCpu", "WorkloadSettings", "check_workload"]
+__all__ = ["WORKLOADS", "Job", "VCpu", "WorkloadSettings", "check_workload"]
 
 # The table of workloads: to add one, write its module and one entry here.
 WORKLOADS: dict[str, Any] = {
@@ -25,6 +27,7 @@ WORKLOADS: dict[str, Any] = {
     "burst": burst.step,
 }
 BUDGET_PAGES = 2048  # of one step: with faults some milliseconds, so that a stop is heard soon
+MAX_PAUSES = 4096  # kept of a vCPU, the newest
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,50 @@ def check_workload(name: str) -> None:
         raise UsageError(f"workload: {name!r}; allowed are {', '.join(sorted(WORKLOADS))}")
 
 
+def _nothing() -> None:
+    """What happens at an idle pause that nobody watches."""
+
+
+class Job:
+    """A number of page operations (pages allocated plus pages freed) that vCPUs do together. For any thread.
+
+    Attributes:
+        done_ns: when the last of them was done, CLOCK_MONOTONIC; 0 before that. The vCPUs look after each step.
+    """
+
+    def __init__(self, pages: int) -> None:
+        self.done_ns = 0
+        self._pages = pages
+        self._states: list[np.ndarray] = []
+        self._lock = threading.Lock()
+
+    def share(self, state: np.ndarray) -> None:
+        """Count the operations of one vCPU more, by its state words."""
+        self._states.append(state)
+
+    def is_done(self) -> bool:
+        """Whether the sum over the vCPUs has reached the number."""
+        if not self.done_ns and sum(int(state[engine.S_OPERATIONS]) for state in self._states) >= self._pages:
+            with self._lock:
+                self.done_ns = self.done_ns or time.monotonic_ns()
+        return self.done_ns > 0
+
+
 class VCpu(threading.Thread):
     """One vCPU thread with a per-CPU slot of its own.
 
     Args:
         ram_address: where the RAM is mapped, 0 for the model backend.
         on_error: called from the thread with whatever made it give up.
+        on_idle: called from the thread as each idle pause begins, and once when it has freed all at its end.
+        job: shared with the other vCPUs; the thread ends when it is done.
+
+    Attributes:
+        times: int64[TIMES_ROWS, HISTOGRAM_WORDS], see ``engine``.
+        busy_ns: time in steps, waiting for locks, faults and a processor included, pauses left out.
+        operations: page operations of those steps; what is freed at the very end is not work.
+        pauses: idle pauses, (start, end) in ns of CLOCK_MONOTONIC, at most MAX_PAUSES; holding is not being idle.
+        ended_ns: when all was freed at the end; 0 before that.
 
     Raises:
         UsageError: no such workload. MachineError: no per-CPU slot is left.
@@ -63,17 +104,27 @@ class VCpu(threading.Thread):
         settings: WorkloadSettings,
         *,
         on_error: Callable[[BaseException], None],
+        on_idle: Callable[[], None] = _nothing,
+        job: Job | None = None,
         timed: bool = True,
     ) -> None:
         check_workload(settings.workload)
         super().__init__(name=f"vcpu-{settings.seed}", daemon=True)
         self.zone = zone
         self.settings = settings
-        self.times = new_histogram()
+        self.times = np.zeros((engine.TIMES_ROWS, HISTOGRAM_WORDS), dtype=np.int64)
         self.finding = np.zeros(FINDING_WORDS, dtype=np.int64)
         self.state = np.zeros(engine.STATE_WORDS, dtype=np.int64)
         self._ram_address = ram_address
+        self.busy_ns = 0
+        self.operations = 0
+        self.pauses: deque[tuple[int, int]] = deque(maxlen=MAX_PAUSES)
+        self.ended_ns = 0
         self._on_error = on_error
+        self._on_idle = on_idle
+        self._job = job
+        if job is not None:
+            job.share(self.state)
         self._stop_event = threading.Event()
         self._scratch = np.zeros(2, dtype=np.int64)
         smallest = 0 if settings.workload != "page-fault" else settings.work_order
@@ -104,19 +155,36 @@ class VCpu(threading.Thread):
         )
 
     def run(self) -> None:
-        """Thread body: steps and pauses until stop; then everything held is checked and freed."""
+        """Thread body: steps and pauses until stop or the job is done; then everything held is checked and freed."""
         try:
             while not self._stop_event.is_set():
-                asked = self.step()
+                asked = self._timed_step()
+                if self._job is not None and self._job.is_done():
+                    break
                 if asked == engine.IDLE:
-                    self.zone.drain(self.cpu)  # what the idle kernel's refresh_cpu_vm_stats does
-                    self._stop_event.wait(self.settings.idle_ns / 1e9)
+                    self._idle()
                 elif asked == engine.REST:
                     self._stop_event.wait(self.settings.hold_ns / 1e9)
             self.release_all()
             self.zone.release_cpu(self.cpu)
+            self.ended_ns = time.monotonic_ns()
+            self._on_idle()
         except (LabError, OSError) as error:
             self._on_error(error)
+
+    def _timed_step(self) -> int:
+        start = time.monotonic_ns()
+        asked = self.step()
+        self.busy_ns += time.monotonic_ns() - start
+        self.operations = int(self.state[engine.S_OPERATIONS])
+        return asked
+
+    def _idle(self) -> None:
+        self.zone.drain(self.cpu)  # what the idle kernel's refresh_cpu_vm_stats does
+        start = time.monotonic_ns()
+        self._on_idle()
+        self._stop_event.wait(self.settings.idle_ns / 1e9)
+        self.pauses.append((start, time.monotonic_ns()))
 
     def release_all(self) -> None:
         """Check and free every block that is held."""

@@ -205,3 +205,54 @@ def test_s6_a_violation_is_an_invariant_violation_and_not_a_log_line(lab_name: s
         result = machine.result()
         assert (result.ok, result.violations) == (False, 1)
         machine.vcpus.clear()
+
+
+# What an experiment reads
+
+
+def test_a_job_ends_the_wait_and_says_how_long_it_took(lab_name: str) -> None:
+    goal = 3000
+    with Machine(small(lab_name, vcpus=2, work_pages=goal, policy="off")) as machine:
+        machine.wait(None)
+        machine.stop_work()
+        result = machine.result()
+    assert result.ok
+    assert result.job_s is not None
+    assert 0 < result.job_s <= result.work_s <= result.duration_s
+    assert goal <= sum(vcpu["operations"] for vcpu in result.per_vcpu) <= result.page_operations
+
+
+def test_without_a_job_there_is_no_time_of_one(lab_name: str) -> None:
+    with Machine(small(lab_name)) as machine:
+        machine.wait(0.0)
+        machine.stop_work()
+        assert machine.result().job_s is None
+    unfinished = small(lab_name, workload="none", work_pages=1)
+    with Machine(unfinished) as machine:
+        machine.wait(0.0)
+        assert machine.result().job_s is None
+
+
+def test_its_memory_is_recorded_until_all_is_freed(lab_name: str) -> None:
+    idle_often = small(lab_name, workload="memhog", work_order=0, hold_ns=0, idle_ns=10**6, vcpus=2)
+    with Machine(idle_often) as machine:
+        wait_until(lambda: all(len(vcpu.pauses) >= 2 for vcpu in machine.vcpus))
+        machine.stop_work()
+        result = machine.result()
+    series = result.series
+    assert len({len(column) for column in series.values()}) == 1
+    assert series["t_ns"] == sorted(series["t_ns"])
+    assert series["t_ns"][0] <= result.started_ns <= min(vcpu["ended_ns"] for vcpu in result.per_vcpu)
+    assert series["t_ns"][-1] >= max(vcpu["ended_ns"] for vcpu in result.per_vcpu)
+    assert series["allocated_bytes"][-1] == 0
+    assert series["resident_bytes"][-1] == result.final_resident_bytes
+    assert max(series["resident_bytes"]) == result.peak_resident_bytes == result.first_touches * 4096
+    for vcpu in result.per_vcpu:
+        assert vcpu["busy_ns"] > 0
+        (start_ns, end_ns), *_others = vcpu["pauses"]
+        assert result.started_ns <= start_ns < end_ns < vcpu["ended_ns"]
+        assert any(start_ns <= t_ns <= end_ns for t_ns in series["t_ns"]), "a row from its very beginning"
+    assert result.cpu_s > 0
+    assert result.lock_hold_ns["all"]["count"] == 0
+    assert result.alloc_reporting_ns["count"] == 0
+    assert result.failed_allocations == 0, "a fill of one half leaves room"

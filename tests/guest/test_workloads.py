@@ -10,10 +10,11 @@ import pytest
 
 from common.errors import LabError, MachineError, UsageError
 from common.geometry import PAGE_BYTES
+from common.statistics import percentiles
 from guest.allocator.zone import Zone
 from guest.reporting.cycle import Batch, Cycle, Outcome
 from guest.workloads import engine
-from guest.workloads.vcpu import WORKLOADS, VCpu, WorkloadSettings
+from guest.workloads.vcpu import WORKLOADS, Job, VCpu, WorkloadSettings
 from tests.allocator.arrange import MIB, exhaust, make_zone
 
 ALL = sorted(WORKLOADS)
@@ -230,3 +231,70 @@ def test_an_unknown_workload_and_too_many_vcpus_are_refused(zone: Zone) -> None:
         make_vcpu(zone, "churn")
     with pytest.raises(MachineError, match="slots"):
         make_vcpu(zone, "churn")
+
+
+def test_allocation_times_are_told_apart_by_whether_a_run_is_active(zone: Zone) -> None:
+    vcpu = make_vcpu(zone, "memhog")
+    cycle = Cycle(zone)
+    vcpu.step(BUDGET)
+    quiet = vcpu.times[engine.T_QUIET].sum()
+    assert quiet > 0
+    assert not vcpu.times[engine.T_REPORTING].any()
+    cycle.begin()
+    vcpu.step(BUDGET)
+    cycle.end()
+    assert vcpu.times[engine.T_QUIET].sum() == quiet
+    assert percentiles(vcpu.times[engine.T_REPORTING]).count == BUDGET >> 3
+    vcpu.step(BUDGET)
+    assert percentiles(vcpu.times[engine.T_REPORTING]).count == BUDGET >> 3
+    assert percentiles(*vcpu.times).count == 3 * BUDGET >> 3
+
+
+def test_untimed_it_counts_no_times(zone: Zone) -> None:
+    settings = WorkloadSettings("memhog", TARGET_PAGES, 3, 0, 0, 1)
+    vcpu = VCpu(zone, 0, settings, on_error=fail, timed=False)
+    vcpu.step(BUDGET)
+    assert int(vcpu.state[engine.S_OPERATIONS]) > 0
+    assert not vcpu.times.any()
+
+
+def test_a_job_is_done_when_the_sum_over_its_vcpus_is(zone: Zone) -> None:
+    job = Job(3 * BUDGET)
+    settings = WorkloadSettings("memhog", TARGET_PAGES, 3, 0, 0, 1)
+    one, two = (VCpu(zone, 0, settings, on_error=fail, job=job) for _ in range(2))
+    one.step(BUDGET)
+    two.step(BUDGET)
+    assert not job.is_done()
+    assert job.done_ns == 0
+    one.step(BUDGET)
+    assert job.is_done()
+    first_ns = job.done_ns
+    two.step(BUDGET)
+    assert job.is_done()
+    assert job.done_ns == first_ns > 0
+
+
+def test_a_thread_tells_when_it_worked_and_when_it_was_idle(zone: Zone) -> None:
+    """Holding is not being idle, and what is freed at the end is not work."""
+    idled: list[int] = []
+    job = Job(8 * TARGET_PAGES)  # four turns of allocating and freeing
+    vcpu = VCpu(
+        zone,
+        0,
+        WorkloadSettings("memhog", TARGET_PAGES, 3, 0, 0, 1),
+        on_error=fail,
+        on_idle=lambda: idled.append(int(vcpu.state[engine.S_HELD])),
+        job=job,
+    )
+    vcpu.start()
+    vcpu.join()
+    turns = int(vcpu.state[engine.S_TURNS])
+    assert turns >= 3
+    assert len(vcpu.pauses) in (turns - 1, turns)  # it does not idle any more after the last page of the job
+    assert idled == [0] * (len(vcpu.pauses) + 1), "nothing is held whenever it says that it is idle"
+    ends = [moment for pause in vcpu.pauses for moment in pause]
+    assert ends == sorted(ends)
+    assert ends[-1] <= vcpu.ended_ns
+    assert job.done_ns <= vcpu.ended_ns
+    assert vcpu.busy_ns > 0
+    assert 8 * TARGET_PAGES <= vcpu.operations <= int(vcpu.state[engine.S_OPERATIONS])

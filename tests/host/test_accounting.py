@@ -60,5 +60,5 @@ def test_the_result_is_json_with_the_keys_of_the_contract() -> None:
     assert set(result["host"]) >= {
         *("reports", "blocks", "asked_bytes", "freed_bytes", "failures", "rejected", "duplicates", "invalid_blocks"),
         *("withdrawn", "busy", "malformed", "empty_blocks", "order_histogram", "discard_ns", "pull_to_ack_ns"),
-        *("guests_seen", "guests_lost"),
+        *("guests_seen", "guests_lost", "cpu_s"),
     }

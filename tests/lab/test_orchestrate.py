@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import os
 import select
 import signal
@@ -270,3 +271,31 @@ class select_on:  # noqa: N801  reads as a verb
 
     def __exit__(self, *_: object) -> None:
         os.close(self._pidfd)
+
+
+def test_it_runs_outside_the_main_thread_too(tmp_path: Path) -> None:
+    """Where signals cannot be taken; those of the main thread are not touched."""
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder in folders:
+        folder.mkdir()
+    plans = [make_plan(folder, GOOD_HOST, GOOD_GUEST) for folder in folders]
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        outcomes = list(pool.map(run, plans))
+    for outcome in outcomes:
+        assert outcome.problem is None
+        assert [end.exit_code for end in outcome.processes] == [0, 0]
+    assert before == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    for folder in folders:
+        assert_none_left(folder, expected=2)
+
+
+def test_guests_that_nobody_watches_are_not_looked_at(tmp_path: Path) -> None:
+    plan = replace(make_plan(tmp_path, GOOD_HOST, GOOD_GUEST), watched=False)
+
+    def no_probe(name: str) -> FakeProbe:
+        raise AssertionError(name)
+
+    outcome = run_lab(plan, SilentView(), make_probe=no_probe)
+    assert (outcome.watched, outcome.observations, outcome.problem) == (False, {}, None)
+    assert_none_left(tmp_path, expected=2)

@@ -1,0 +1,1 @@
+"""One run of an experiment with real processes: started, waited for, and read."""
