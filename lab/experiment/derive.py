@@ -6,6 +6,7 @@ Times are in s from the start of the workload, sizes in bytes. A series is a set
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 
@@ -61,11 +62,13 @@ def _intersection(one: Sequence[Span], two: Sequence[Span]) -> list[Span]:
 
 
 def time_to_return(t_s: Array, resident: Array, allocated: Array, episode: Span, share: float) -> float | None:
-    """From the start of ``episode`` until ``share`` of what was free and resident then is given back; None: never.
+    """From the start of ``episode`` until ``share`` of what was free and resident then is given back.
+
+    Infinite when that never came, None when there was nothing to give back.
 
     What is allocated is resident, and nobody allocates in an episode. So what can be given back is ``resident -
     allocated`` in the first row of the episode, and what was is by how much ``resident`` has fallen since. The answer
-    is the time of the first row that has it. None too when there was nothing to give back.
+    is the time of the first row that has it.
     """
     first = int(np.searchsorted(t_s, episode[0], side="left"))
     end = int(np.searchsorted(t_s, episode[1], side="right"))
@@ -75,19 +78,22 @@ def time_to_return(t_s: Array, resident: Array, allocated: Array, episode: Span,
     if free <= 0:
         return None
     reached = np.flatnonzero(resident[first] - resident[first:end] >= share * free)
-    return float(t_s[first + int(reached[0])] - episode[0]) if reached.size else None
+    return float(t_s[first + int(reached[0])] - episode[0]) if reached.size else math.inf
 
 
 def times_to_return(
     t_s: Array, resident: Array, allocated: Array, spans: Sequence[Span], shares: Sequence[float] = SHARES
 ) -> tuple[float | None, ...]:
-    """Of each share the median of ``time_to_return`` over those episodes that reached it; None if none did.
+    """Of each share the median of ``time_to_return`` over the episodes; None if it was not reached in most of them.
 
-    A larger share may have the smaller median, since fewer episodes reach it.
+    An episode that never reached a share counts as infinitely long, so a larger share never has the smaller median.
     """
-    found = [[time_to_return(t_s, resident, allocated, span, share) for span in spans] for share in shares]
-    reached = [[seconds for seconds in one if seconds is not None] for one in found]
-    return tuple(statistics.median(one) if one else None for one in reached)
+    found = []
+    for share in shares:
+        times = [time_to_return(t_s, resident, allocated, span, share) for span in spans]
+        median = statistics.median([time for time in times if time is not None] or [math.inf])
+        found.append(None if math.isinf(median) else median)
+    return tuple(found)
 
 
 def gib_min(t_s: Array, resident: Array, end_s: float) -> float:

@@ -62,7 +62,7 @@ def test_time_to_return_counts_from_the_start_of_the_episode() -> None:
 
 def test_a_share_that_comes_after_the_episode_is_not_reached() -> None:
     assert derive.time_to_return(T_S, RESIDENT, ALLOCATED, (2.0, 4.0), 0.5) == 2.0
-    assert derive.time_to_return(T_S, RESIDENT, ALLOCATED, (2.0, 4.0), 0.9) is None
+    assert derive.time_to_return(T_S, RESIDENT, ALLOCATED, (2.0, 4.0), 0.9) == math.inf
 
 
 def test_with_nothing_to_give_back_or_no_row_there_is_no_time() -> None:
@@ -71,15 +71,16 @@ def test_with_nothing_to_give_back_or_no_row_there_is_no_time() -> None:
     assert derive.time_to_return(T_S, RESIDENT, ALLOCATED, (7.0, 8.0), 0.5) is None
 
 
-def test_times_to_return_are_medians_of_the_episodes_that_got_there() -> None:
+def test_times_to_return_are_medians_in_which_never_is_infinitely_long() -> None:
     t_s = column(*range(12))
     resident = column(10, 5, 0, 10, 10, 0, 10, 10, 5, 10, 10, 10)
     allocated = np.zeros(12)
     spans = [(0.0, 2.0), (3.0, 5.0), (6.0, 8.0), (9.0, 11.0)]
     # half: after 1, 2, 2 s and never; nine tenths: after 2, 2 s, never, never
-    assert derive.times_to_return(t_s, resident, allocated, spans) == (2.0, 2.0, 2.0)
+    assert derive.times_to_return(t_s, resident, allocated, spans) == (2.0, None, None)
+    assert derive.times_to_return(t_s, resident, allocated, spans[:3]) == (2.0, 2.0, 2.0)
     assert derive.times_to_return(t_s, resident, allocated, spans[:2], (0.5, 0.9)) == (1.5, 2.0)
-    assert derive.times_to_return(t_s, resident, allocated, spans[2:], (0.5, 0.9)) == (2.0, None)
+    assert derive.times_to_return(t_s, resident, allocated, spans[2:], (0.5, 0.9)) == (None, None)
     assert derive.times_to_return(t_s, resident, allocated, []) == (None, None, None)
 
 

@@ -80,8 +80,7 @@ def test_memhog_gives_every_metric(labs: list[str]) -> None:
     assert_sound(result)
     found = numbers(result)
     assert set(found) == set(METRICS)
-    for name in ("t50_s", "t90_s", "t99_s"):  # medians over different episodes, so not in order
-        assert found[name] > 0, name
+    assert 0 < found["t50_s"] <= found["t90_s"] <= found["t99_s"]
     assert found["hold_p50_ns"] <= found["hold_p99_ns"] <= found["hold_max_ns"]
     assert found["alloc_p50_ns"] <= found["alloc_p99_ns"] <= found["alloc_p999_ns"]
     assert found["returned_bytes"] == result.facts["freed_bytes_proven"] > found["stayed_bytes"] > 0
