@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from common.geometry import PAGEBLOCK_PAGES, TOP_ORDER, Migratetype
+from common.statistics import percentiles
 from guest.allocator.zone import Zone
 from guest.reporting.cycle import Batch, Cycle, Outcome
 from guest.reporting.table import find_policy
@@ -130,9 +131,11 @@ def test_m1_a_request_during_a_run_is_not_lost(zone: Zone, outcome: Outcome) -> 
         zone.free(extra, 9)
         return outcome
 
-    done = rotate(zone).run(report)
+    cycle = rotate(zone)
+    done = cycle.run(report)
     assert sorted(seen) == freed
     assert done.batches == 1
+    assert percentiles(cycle.pull_holds).count == 1  # the lock is not taken again to look
     assert done.requested
     assert state_of(zone) == REQUESTED
     assert int(header_of(zone)["refcnt"]) == 1
