@@ -34,10 +34,11 @@ __all__ = [
 # Names only, so that --help need not load compiled code. The tables with the substance are those of guest/reporting and
 # guest/workloads; a test holds both to these.
 BACKENDS = ("shared", "model")
-POLICIES = ("boundary", "off")
+POLICIES = ("boundary", "off", "scan", "skip-walk", "rotate")
 WORKLOADS = ("memhog", "page-fault", "churn", "burst", "none")
 DEFAULT_PLOT = "out/demo.png"
 
+_OF_THE_POLICY = "that of the policy"
 _HOUR_NS = 3600 * 1_000_000_000
 _LONGEST_RUN_S = 30 * 24 * 3600.0
 _WHOLE = re.compile(r"[0-9]{1,20}")
@@ -51,14 +52,15 @@ def _matched(pattern: re.Pattern[str], text: str) -> str:
     return text
 
 
-def _integer(flag: str, default: int, low: int, high: int, help: str) -> Any:  # noqa: A002  argparse's word
+def _integer(flag: str, default: int | None, low: int, high: int, help: str, unset: str = "") -> Any:  # noqa: A002
     return option(
         flag,
-        str(default),
+        None if default is None else str(default),
         help=help,
         allowed=f"{low} to {high}",
         parse=lambda text: int(_matched(_WHOLE, text)),
         check=lambda value: low <= value <= high,
+        unset=unset,
     )
 
 
@@ -149,10 +151,10 @@ class _MachineSettings(_RunSettings):
     backend: str = _choice("backend", BACKENDS, "real memory, or a model of it without RAM")
     policy: str = _choice("policy", POLICIES, "reporting policy")
     min_order: int = _integer("min-order", 9, 0, TOP_ORDER, "smallest order that is reported")  # pageblock_order
-    delay_ns: int | None = _duration("delay", None, "wait between request and run", unset="that of the policy")
-    capacity: int = _integer("capacity", 16, 1, 1024, "most blocks in one report")  # v9: min(ring size, 16)
-    high_water_mark: int = _integer(
-        "high-water-mark", 32, 0, 1 << 20, "unreported free blocks of one order that request a run"
+    delay_ns: int | None = _duration("delay", None, "wait between request and run", unset=_OF_THE_POLICY)
+    capacity: int | None = _integer("capacity", None, 1, 1024, "most blocks in one report", _OF_THE_POLICY)
+    high_water_mark: int | None = _integer(
+        "high-water-mark", None, 0, 1 << 20, "unreported free blocks of one order that request a run", _OF_THE_POLICY
     )
     deadline_ns: int = _duration("deadline", "1s", "wait for an acknowledgement before giving up", low_ns=1_000_000)
     pcp_batch: int = _integer("pcp-batch", 63, 0, 1024, "pages moved to or from a per-CPU list at once; 0: no lists")

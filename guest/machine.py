@@ -119,6 +119,8 @@ class Machine:
         if settings.workload != "none":
             check_workload(settings.workload)
         self.delay_ns = self.policy.delay_ns if settings.delay_ns is None else settings.delay_ns
+        mark = settings.high_water_mark
+        self.high_water_mark = self.policy.high_water_mark if mark is None else mark
         self.vcpus: list[VCpu] = []
         self.reporter: Reporter | None = None
         self.error: BaseException | None = None
@@ -182,7 +184,7 @@ class Machine:
             merge_likely=settings.merge_likely,
             seed=settings.seed,
             min_order=settings.min_order,
-            high_water_mark=settings.high_water_mark,
+            high_water_mark=self.high_water_mark,
             trigger=self.policy.trigger,
             ram_bytes=ram_bytes,
         )
@@ -410,7 +412,7 @@ class Machine:
             "min_order": settings.min_order,
             "capacity": self.cycle.capacity,
             "delay_ns": self.delay_ns,
-            "high_water_mark": settings.high_water_mark,
+            "high_water_mark": self.high_water_mark,
             "workload": settings.workload,
             "work_order": settings.work_order,
             "backend": settings.backend,

@@ -31,7 +31,14 @@ from guest.allocator.lists import (
 )
 from guest.allocator.view import blocks_of, ctl_of, pages_of
 
-__all__ = ["free_across_pageblocks", "isolate_pageblock", "set_pageblock_type", "take_fallback", "unisolate_pageblock"]
+__all__ = [
+    "free_across_pageblocks",
+    "isolate_pageblock",
+    "set_pageblock_type",
+    "take_fallback",
+    "unisolate_pageblock",
+    "write_pageblock_type",
+]
 
 UNMOVABLE = int(Migratetype.UNMOVABLE)
 MOVABLE = int(Migratetype.MOVABLE)

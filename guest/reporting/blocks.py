@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from common.geometry import N_MIGRATETYPES, N_ORDERS
+from common.geometry import N_MIGRATETYPES, N_ORDERS, PAGEBLOCK_ORDER, PAGEBLOCK_PAGES, TOP_ORDER, Migratetype
 from common.layout import (
     ACTIVE_BOUNDARY,
     ACTIVE_RELEASE,
@@ -22,21 +22,25 @@ from common.layout import (
     REPORTED,
     W_ACTIVE,
     W_BOUNDARY,
+    W_FREE_PAGES,
     W_HELD_BLOCKS,
     W_HELD_PAGES,
     W_IN_FLIGHT_BLOCKS,
     W_IN_FLIGHT_MAX_BLOCKS,
     W_IN_FLIGHT_PAGES,
+    W_MIN_ORDER,
+    W_MIN_WATERMARK,
     W_PULLED_BLOCKS,
     W_RANDOM_STATE,
     W_REFCNT,
     W_REPORTED,
     W_REQUESTED,
+    W_ROTATED,
 )
 from common.native import kernel
-from guest.allocator.buddy import account_free
+from guest.allocator.buddy import account_free, pageblock_type
 from guest.allocator.lists import del_page_from_free_list, free_list_head, link_before, next_node, unlink
-from guest.allocator.pageblocks import free_across_pageblocks
+from guest.allocator.pageblocks import free_across_pageblocks, write_pageblock_type
 from guest.allocator.view import ctl_of, pages_of
 
 __all__ = [
@@ -44,14 +48,22 @@ __all__ = [
     "SHORT",
     "clear_request",
     "count_pulled",
+    "end_plain",
     "hold_blocks",
     "is_reported",
+    "isolate_free_page",
+    "list_from_top",
+    "lists_to_report",
     "put_back",
     "release_held",
     "reset_boundaries",
     "take_for_report",
+    "watermark_ok",
 ]
 
+HIGHATOMIC = int(Migratetype.HIGHATOMIC)  # from here on a type is never given away: HIGHATOMIC, CMA, ISOLATE
+MOVABLE = int(Migratetype.MOVABLE)
+ISOLATE = int(Migratetype.ISOLATE)  # the last one, so that those that are reported count from 0 to ISOLATE - 1
 MT_FIELD = 0x7
 
 SHORT = 1  # the batch is the last one: nothing more is to be reported in this run (v9's underflow)
@@ -88,6 +100,53 @@ def take_for_report(zone, pfn, order, migratetype):  # type: ignore[no-untyped-d
     pages_of(zone)[pfn] = IN_FLIGHT | order | (migratetype << MT_SHIFT)
     ctl_of(zone)[W_IN_FLIGHT_BLOCKS] += 1
     ctl_of(zone)[W_IN_FLIGHT_PAGES] += 1 << order
+
+
+@kernel
+def watermark_ok(zone, mark):  # type: ignore[no-untyped-def]
+    """True while more than ``mark`` pages are free (zone_watermark_ok at order 0; nothing is reserved here)."""
+    return ctl_of(zone)[W_FREE_PAGES] > mark
+
+
+@kernel
+def isolate_free_page(zone, pfn, order, migratetype):  # type: ignore[no-untyped-def]
+    """``take_for_report`` as __isolate_free_page does it; False, with nothing changed, at the min watermark (M4).
+
+    More than min has to be free without the block. From half a pageblock on, the pageblocks that the block covers
+    become MOVABLE, unless they are of a type that is never given away; what else is free in half of one stays on its
+    list, as in Linux.
+    """
+    if not watermark_ok(zone, ctl_of(zone)[W_MIN_WATERMARK] + (1 << order)):
+        return False
+    take_for_report(zone, pfn, order, migratetype)
+    if order >= PAGEBLOCK_ORDER - 1:
+        for first in range(pfn, pfn + (1 << order), PAGEBLOCK_PAGES):
+            if pageblock_type(zone, first) < HIGHATOMIC:
+                write_pageblock_type(zone, first, MOVABLE)
+    return True
+
+
+@kernel
+def lists_to_report(zone):  # type: ignore[no-untyped-def]
+    """How many free lists are reported: those of the minimum order and above, without ISOLATE."""
+    return (N_ORDERS - ctl_of(zone)[W_MIN_ORDER]) * ISOLATE
+
+
+@kernel
+def list_from_top(index):  # type: ignore[no-untyped-def]
+    """(order, migratetype) of the ``index``-th list in v9's turn: highest order first, last type first."""
+    return np.int64(TOP_ORDER - index // ISOLATE), np.int64(ISOLATE - 1 - index % ISOLATE)
+
+
+@kernel
+def end_plain(zone):  # type: ignore[no-untyped-def]
+    """ACTIVE := 0, for policies that leave no shape behind which v9's boundary could rely on.
+
+    Every list is marked as turned: should the next run be one of v9, it walks each list once.
+    """
+    ctl_of(zone)[W_ACTIVE] = INACTIVE
+    for order in range(N_ORDERS):
+        ctl_of(zone)[W_ROTATED + order] = (1 << N_MIGRATETYPES) - 1
 
 
 @kernel

@@ -144,7 +144,7 @@ class Cycle:
             self._scratch,
         )
         _check(returned)
-        if flag and not self._more:
+        if flag and not self._more and not self.policy.one_pass:
             self._more = self.zone.requested()
         elif not flag:
             self._more = False

@@ -1,7 +1,8 @@
 """The reporter thread (page_reporting_process): sleeps until a free asks for a run, waits the delay, runs the cycle.
 
 It sleeps on the semaphore in the segment that the free path posts when the first request comes (B2), so a quiet guest
-never wakes it (P2). A run that failed is asked for again when there is a host to talk to.
+never wakes it (P2). A run that failed is asked for again when there is a host to talk to; if the host said that it
+failed, and the policy is one that leaves it at that, only a later free asks (M3b).
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ class Reporter(threading.Thread):
         self._on_error = on_error
         self._stop_event = threading.Event()
         self._failed_in_a_row = 0
+        self._outcome = Outcome.DONE  # of the last report
         self._wakes = self._runs = self._failed_runs = self._batches = self._blocks = self._pages = 0
         holder = int(entry.register_device(zone.address, os.getpid(), 0))
         if holder > 0 and not os.path.exists(f"/proc/{holder}"):
@@ -98,17 +100,20 @@ class Reporter(threading.Thread):
     def _run_once(self) -> None:
         done = self.cycle.run(self._report)
         self._runs += 1
-        self._failed_in_a_row = min(self._failed_in_a_row + 1, 10) if done.failed else 0
-        if done.failed:
-            self._failed_runs += 1
+        self._failed_runs += done.failed
+        # A report that was withdrawn has no counterpart in the kernel, where there is always a host: asked for again.
+        again = done.failed and (self.cycle.policy.rearms or self._outcome is not Outcome.FAILED)
+        self._failed_in_a_row = min(self._failed_in_a_row + 1, 10) if again else 0
+        if again:
             # The blocks are back, unreported, and no free may ever come to ask for them: ask ourselves. The request
             # posts the semaphore, so the next try waits for a host and for the delay like any other.
             entry.locked_request(self.zone.address)
 
     def _report(self, batch: Batch) -> Outcome:
+        self._outcome = Outcome.WITHDRAWN
         if self._stop_event.is_set():
-            return Outcome.WITHDRAWN  # S13: unregistering waits for this run, so it must end soon
-        outcome = self._link.report(batch)
+            return self._outcome  # S13: unregistering waits for this run, so it must end soon
+        outcome = self._outcome = self._link.report(batch)
         if outcome in (Outcome.DONE, Outcome.KEPT):
             self._batches += 1
             self._blocks += int(batch.pfns.size)

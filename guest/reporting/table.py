@@ -17,7 +17,7 @@ from common.statistics import record
 from guest.allocator.buddy import FPI_SKIP_REPORT_NOTIFY, FPI_TO_TAIL, unqueue_work
 from guest.allocator.locked import E_LOCK, lock_zone, unlock_zone
 from guest.allocator.view import ctl_of, open_zone
-from guest.reporting import blocks, boundary
+from guest.reporting import blocks, boundary, rotate, scan, skip_walk
 
 __all__ = ["POLICIES", "Policy", "find_policy", "locked_begin", "locked_end", "locked_pull", "locked_put_back"]
 
@@ -33,6 +33,7 @@ class Policy:
         under_lock: the zone lock is held while blocks are reported.
         host_started: a run begins when the host says so, never by a free.
         host_driven: the host makes the four steps itself; there is no reporter.
+        one_pass: a run is over when a batch came up short, whatever was asked for meanwhile (mainline, M1).
         rearms: a run that failed is asked for again (v9 keeps REQUESTED; mainline waits for the next free, M3b).
         virtual_only: exists in virtual time alone.
     """
@@ -48,6 +49,7 @@ class Policy:
     under_lock: bool = False
     host_started: bool = False
     host_driven: bool = False
+    one_pass: bool = False
     rearms: bool = True
     virtual_only: bool = False
 
@@ -58,9 +60,27 @@ POLICIES = {
         Policy(0, "off", "no reporting: nothing is ever given back", "off", 0, 16),
         # v9: HZ/10, min(ring, 16), reference section 0.
         Policy(1, "boundary", "v9: flag, boundary, high-water mark", "hwm", 100_000_000, 16),
+        Policy(2, "scan", "v9 without the boundary: each block is searched from the tail", "hwm", 100_000_000, 16),
+        # The core of v11 and v12 refuses a capacity above 32. That is a limit, not a value: the reference names no
+        # capacity of the driver between v9's 16 and mainline's 32.
+        Policy(3, "skip-walk", "v10 to v13: skips what is reported, min watermark", "hwm", 100_000_000, 16),
+        # The high-water mark is not asked for; see reference section 0 for 2 s and 32.
+        Policy(
+            4,
+            "rotate",
+            "mainline: rotation, a budget a pass, low watermark",
+            "any",
+            2_000_000_000,
+            32,
+            one_pass=True,
+            rearms=False,
+        ),
     )
 }
 OFF, BOUNDARY = 0, 1
+SCAN = 2
+SKIP_WALK = 3
+ROTATE = 4
 
 
 def find_policy(name: str) -> Policy:
@@ -82,6 +102,12 @@ def locked_begin(address, policy):  # type: ignore[no-untyped-def]
         return E_LOCK
     if policy == BOUNDARY:
         boundary.begin(zone)
+    elif policy == SCAN:
+        scan.begin(zone)
+    elif policy == SKIP_WALK:
+        skip_walk.begin(zone)
+    elif policy == ROTATE:
+        rotate.begin(zone)
     unlock_zone(zone)
     return 0
 
@@ -103,6 +129,12 @@ def locked_pull(address, policy, pfns, orders, holds, scratch):  # type: ignore[
     visited = ctl_of(zone)[W_NODES_VISITED]
     if policy == BOUNDARY:
         count, state = boundary.pull(zone, pfns, orders, pfns.size)
+    elif policy == SCAN:
+        count, state = scan.pull(zone, pfns, orders, pfns.size)
+    elif policy == SKIP_WALK:
+        count, state = skip_walk.pull(zone, pfns, orders, pfns.size)
+    elif policy == ROTATE:
+        count, state = rotate.pull(zone, pfns, orders, pfns.size)
     visited = ctl_of(zone)[W_NODES_VISITED] - visited
     ctl_of(zone)[W_NODES_HOLD_MAX] = max(ctl_of(zone)[W_NODES_HOLD_MAX], visited)
     elapsed = clock_ns(scratch) - start
@@ -119,7 +151,7 @@ def locked_put_back(address, policy, pfns, orders, count, reported, holds, scrat
     if not lock_zone(zone):
         return np.int64(E_LOCK)
     start = clock_ns(scratch)
-    if policy == BOUNDARY:
+    if BOUNDARY <= policy <= ROTATE:
         returned = blocks.put_back(zone, pfns, orders, count, reported, FPI_SKIP_REPORT_NOTIFY | FPI_TO_TAIL)
     elapsed = clock_ns(scratch) - start
     unlock_zone(zone)
@@ -137,6 +169,12 @@ def locked_end(address, policy, early, abandon):  # type: ignore[no-untyped-def]
         boundary.end(zone, early)
         if abandon:
             blocks.clear_request(zone)
+    elif policy == SCAN or policy == SKIP_WALK:
+        blocks.end_plain(zone)
+        if abandon:
+            blocks.clear_request(zone)
+    elif policy == ROTATE:
+        blocks.end_plain(zone)  # what was asked for during the run stands, however it ended (M1)
     unqueue_work(zone)
     requested = ctl_of(zone)[W_REQUESTED]
     unlock_zone(zone)

@@ -23,7 +23,7 @@ class RunSpec:
     """One run of one guest and its host. Sizes in bytes, durations in ns.
 
     Attributes:
-        capacity, delay_ns: None means that of the policy.
+        capacity, delay_ns, high_water_mark: None means that of the policy.
         cores: processors that vCPUs, reporter and host share, in virtual time; a live run has those of the machine.
         duration_ns: how long the workload runs; afterwards it frees all it holds and the guest settles.
         work_pages: stop once that many page operations are done, however long it takes (a job); 0: run for the
@@ -43,7 +43,7 @@ class RunSpec:
     work_order: int = 9
     capacity: int | None = None
     delay_ns: int | None = None
-    high_water_mark: int = 32
+    high_water_mark: int | None = None
     fill: float = 0.7
     hold_ns: int = 1_000_000_000
     idle_ns: int = 3_000_000_000

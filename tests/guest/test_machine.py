@@ -65,9 +65,8 @@ def test_the_settings_name_exactly_what_the_guest_and_the_host_have() -> None:
 def test_default_settings_are_those_of_the_default_policy() -> None:
     default = GuestSettings()
     policy = POLICIES[default.policy]
-    assert default.capacity == policy.capacity
-    assert default.delay_ns is None  # that of the policy
-    assert (default.min_order, default.high_water_mark, policy.delay_ns) == (9, 32, 100_000_000)  # v9
+    assert default.capacity is default.high_water_mark is default.delay_ns is None  # those of the policy
+    assert (default.min_order, policy.capacity, policy.high_water_mark, policy.delay_ns) == (9, 16, 32, 100_000_000)
     GuestSettings(capacity=MAX_CAPACITY)
     with pytest.raises(UsageError):
         GuestSettings(capacity=MAX_CAPACITY + 1)

@@ -37,7 +37,7 @@ def play(stage: Stage, *, allocations: int, returned_pages: int) -> None:
         wait_until(lambda: stage.machine.link.statistics().withdrawn > 0, PATIENCE_S, what="a withdrawal")
     stage.check(stage.finish())
     statistics = stage.machine.zone.statistics()
-    assert statistics.in_flight_max_blocks <= stage.settings.capacity  # S10
+    assert statistics.in_flight_max_blocks <= stage.machine.cycle.capacity  # S10
     assert statistics.refaults > 0
 
 
