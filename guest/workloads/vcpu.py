@@ -12,7 +12,7 @@ import numpy as np
 from common.errors import LabError, UsageError
 from common.statistics import new_histogram
 from guest.allocator.zone import Zone
-from guest.memory import FINDING_WORDS, STAMP_LOST
+from guest.memory import FINDING_WORDS, POISON_LOST, STAMP_LOST, ZERO_LOST
 from guest.workloads import burst, churn, engine, memhog, page_fault
 
 __all__ = ["WORKLOADS", "VCpu", "WorkloadSettings", "check_workload"]
@@ -23,6 +23,11 @@ WORKLOADS: dict[str, Any] = {
     "page-fault": page_fault.step,
     "churn": churn.step,
     "burst": burst.step,
+}
+_FINDINGS = {
+    STAMP_LOST: "its stamp is gone",
+    ZERO_LOST: "a page that must read as zeros does not",
+    POISON_LOST: "the poison of a freed page is gone",
 }
 BUDGET_PAGES = 2048  # of one step: with faults some milliseconds, so that a stop is heard soon
 
@@ -133,5 +138,4 @@ class VCpu(threading.Thread):
         kind, pfn, expected, found = (int(word) for word in self.finding)
         if not kind:
             return ""
-        what = "its stamp is gone" if kind == STAMP_LOST else "a discarded page does not read as zeros"
-        return f"{self.name}: pfn {pfn}: {what}: expected {expected:#x}, found {found:#x}"
+        return f"{self.name}: pfn {pfn}: {_FINDINGS[kind]}: expected {expected:#x}, found {found:#x}"
