@@ -129,9 +129,9 @@ class Cycle:
         While the blocks are in flight they are this thread's own, so their residence is settled before the lock.
 
         Raises:
-            UsageError: ``answer.zeroed`` is not one bool a block; the blocks are back, none of them zeroed.
+            UsageError: ``answer.zeroed`` is not one bool a block; the blocks are back, none of them flagged or zeroed.
         """
-        outcome = _outcome_of(answer)
+        outcome, flag = _outcome_of(answer), False
         zeroed = np.zeros(batch.pfns.size, dtype=np.bool_)
         try:
             if isinstance(answer, Answer):
@@ -140,9 +140,10 @@ class Cycle:
                     raise UsageError(f"zeroed: {found}; allowed is bool[{zeroed.size}], one a block of the batch")
                 if outcome in (Outcome.DONE, Outcome.FAILED):  # with any other nothing was discarded, whoever says what
                     zeroed = answer.zeroed
+            flag = outcome in (Outcome.DONE, Outcome.KEPT)
             self._settle_residence(batch, outcome)
         finally:  # whatever the residence cost, no block stays behind
-            returned = self._return_blocks(batch, zeroed, flag=outcome in (Outcome.DONE, Outcome.KEPT))
+            returned = self._return_blocks(batch, zeroed, flag=flag)
         return returned
 
     def _settle_residence(self, batch: Batch, outcome: Outcome) -> None:

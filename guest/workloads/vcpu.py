@@ -26,7 +26,7 @@ WORKLOADS: dict[str, Any] = {
 }
 _FINDINGS = {
     STAMP_LOST: "its stamp is gone",
-    ZERO_LOST: "a page that must read as zeros does not",
+    ZERO_LOST: "a page that was never used, given back or confirmed as zero does not read as zeros",
     POISON_LOST: "the poison of a freed page is gone",
 }
 BUDGET_PAGES = 2048  # of one step: with faults some milliseconds, so that a stop is heard soon
