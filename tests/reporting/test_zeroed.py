@@ -67,9 +67,6 @@ def use(zone: Zone, pfn: int, order: int) -> int:
     return zone.statistics().zeroing_skipped_pages - before
 
 
-# ---------------------------------------------------------------- Z1
-
-
 def test_z1_only_the_confirmed_blocks_of_a_report_are_marked(zone: Zone) -> None:
     freed, _ = free_alternating(zone, 3)
     boundary_cycle(zone).run(confirming(freed[1]))
@@ -136,9 +133,6 @@ def test_z1_what_somebody_has_put_back_meanwhile_is_not_marked(zone: Zone) -> No
     assert cycle.put_back(batch, confirm_all(batch)) == 0
     cycle.end()
     assert zeroed_heads(zone) == {}
-
-
-# ---------------------------------------------------------------- Z2
 
 
 @pytest.mark.parametrize("order", [0, 5, 9])
@@ -264,9 +258,6 @@ def test_z2_a_repair_keeps_the_marks_and_gives_none_to_what_a_dead_owner_had(zon
     rebuild_zone(open_zone(zone.address))
     del before[pfn], before[pfn ^ 512]
     assert zeroed_heads(zone) == before, "freed, it has merged with its zeroed half, and the whole is not"
-
-
-# ---------------------------------------------------------------- Z3
 
 
 def test_z3_the_first_use_takes_it_and_no_free_brings_it_back(zone: Zone) -> None:
