@@ -16,7 +16,7 @@ bits    meaning
 7       Reported: on a free list and already given back (PG_reported)
 8-10    migratetype of the list it is on, or that it was allocated for
 11      claimed: allocated, and taken from its owner by a free that is under way
-12      zeroed: the host proved it zero, and nobody has had it since
+12      zeroed: the host proved it zero, and nobody has used it since (PG_zeroed of 2026)
 ======  ===========================================================================
 
 Links are pairs (next, prev) of node numbers: a pfn, or a list head. Head of free list (order, migratetype) is node
@@ -59,6 +59,7 @@ __all__ = [
     "C_REFAULTS",
     "C_REFILLS",
     "C_VIOLATIONS",
+    "C_ZEROING_SKIPPED",
     "FREE",
     "FREE_HEAD_NODES",
     "HEADER_DTYPE",
@@ -268,7 +269,8 @@ CPU_DTYPE = np.dtype(
         ("allocated_bytes", "<i8"),
         ("freed_bytes", "<i8"),
         ("violations", "<i8"),
-        ("spare", "<i8", (2,)),
+        ("zeroing_skipped_pages", "<i8"),
+        ("spare", "<i8", (1,)),
     ],
     align=False,
 )
@@ -363,6 +365,7 @@ C_FIRST_TOUCHES = _word(CPU_DTYPE, "first_touches")
 C_ALLOCATED_BYTES = _word(CPU_DTYPE, "allocated_bytes")
 C_FREED_BYTES = _word(CPU_DTYPE, "freed_bytes")
 C_VIOLATIONS = _word(CPU_DTYPE, "violations")
+C_ZEROING_SKIPPED = _word(CPU_DTYPE, "zeroing_skipped_pages")
 
 assert HEADER_DTYPE.itemsize % 64 == 0
 assert CPU_DTYPE.itemsize % 64 == 0

@@ -39,11 +39,13 @@ __all__ = [
     "decode",
     "encode",
     "pack_blocks",
+    "pack_zeroed",
     "report_msg_bytes",
     "unpack_blocks",
+    "unpack_zeroed",
 ]
 
-WIRE_VERSION = 1
+WIRE_VERSION = 2
 MAX_CAPACITY = 1024  # blocks a report: 64 + 4 * 1024 bytes stay below the 8192 of /proc/sys/fs/mqueue/msgsize_max
 CONTROL_MSG_BYTES = 512
 ACK_MSG_BYTES = 256
@@ -54,10 +56,11 @@ MAX_I63 = (1 << 63) - 1
 _PFN_BITS = 28
 _PFN_MASK = (1 << _PFN_BITS) - 1
 _WORD_BYTES = 4
-_MAX_FIELDS = 9  # version, type and the seven fields of Hello
+_MAX_FIELDS = 10  # version, type and the eight fields of Hello
 
 BackendName: TypeAlias = Literal["shared", "model"]
 Int64Array: TypeAlias = npt.NDArray[np.int64]
+BoolArray: TypeAlias = npt.NDArray[np.bool_]
 
 
 class Status(IntEnum):
@@ -68,12 +71,16 @@ class Status(IntEnum):
     WITHDRAWN = 2  # the guest had given the report up: nothing was discarded
     BUSY = 3  # the guest held the gate: nothing was discarded
     REJECTED = 4  # the report broke a rule: nothing was discarded
-    INHIBITED = 5  # discarding is switched off at the host: acknowledged, nothing was discarded
+    INHIBITED = 5  # discarding is switched off at the host, or the guest poisons: acknowledged, nothing was discarded
 
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """A guest that wants to report. ``epoch`` is random and non-zero, drawn by each guest process at its start."""
+    """A guest that wants to report. ``epoch`` is random and non-zero, drawn by each guest process at its start.
+
+    ``poison``: the byte that its free pages hold, 0 for none (VIRTIO_BALLOON_F_PAGE_POISON). With any other value they
+    must keep it, so the host discards nothing (S12).
+    """
 
     guest: str
     pid: int
@@ -82,6 +89,7 @@ class Hello:
     backend: BackendName
     capacity: int
     min_order: int
+    poison: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +125,18 @@ class Welcome:
 
 @dataclass(frozen=True, slots=True)
 class Ack:
-    """The host is through with report ``seq`` of ``epoch``."""
+    """The host is through with report ``seq`` of ``epoch``.
+
+    ``zeroed``: which of its blocks were discarded and read as zeros now, see ``pack_zeroed``. Whoever has the report
+    checks the length.
+    """
 
     epoch: int
     seq: int
     status: Status
     freed_bytes: int
     discard_ns: int
+    zeroed: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +198,12 @@ def _blocks(value: Any) -> bytes:
     return value
 
 
+def _zeroed(value: Any) -> bytes:
+    if type(value) is not bytes or len(value) > MAX_CAPACITY // 8:
+        raise MessageError(f"expected the bits of at most {MAX_CAPACITY} blocks")
+    return value
+
+
 _pid = _integer(1, MAX_PID)
 _epoch = _integer(1, MAX_I63)
 _seq = _integer(1, MAX_I63)
@@ -207,12 +226,13 @@ _TYPES: dict[int, tuple[Callable[..., Message], tuple[Callable[[Any], Any], ...]
             _backend,
             _integer(1, MAX_CAPACITY),
             _integer(0, TOP_ORDER),
+            _integer(0, 255),
         ),
     ),
     2: (Goodbye, (_guest_name, _pid, _epoch)),
     3: (Report, (_epoch, _seq, _boolean, _nanoseconds, _blocks)),
     4: (Welcome, (_pid, _epoch)),
-    5: (Ack, (_epoch, _seq, _status, _nanoseconds, _nanoseconds)),
+    5: (Ack, (_epoch, _seq, _status, _nanoseconds, _nanoseconds, _zeroed)),
     6: (Announce, (_pid,)),
     7: (Refuse, (_reason,)),
 }
@@ -221,16 +241,16 @@ _TYPES: dict[int, tuple[Callable[..., Message], tuple[Callable[[Any], Any], ...]
 def encode(message: Message) -> bytes:
     """The bytes of ``message``. Its fields are the sender's own and are not checked here."""
     match message:
-        case Hello(guest, pid, epoch, n_pages, backend, capacity, min_order):
-            return _packed(1, guest, pid, epoch, n_pages, backend, capacity, min_order)
+        case Hello(guest, pid, epoch, n_pages, backend, capacity, min_order, poison):
+            return _packed(1, guest, pid, epoch, n_pages, backend, capacity, min_order, poison)
         case Goodbye(guest, pid, epoch):
             return _packed(2, guest, pid, epoch)
         case Report(epoch, seq, last, pulled_ns, blocks):
             return _packed(3, epoch, seq, last, pulled_ns, blocks)
         case Welcome(host_pid, epoch):
             return _packed(4, host_pid, epoch)
-        case Ack(epoch, seq, status, freed_bytes, discard_ns):
-            return _packed(5, epoch, seq, int(status), freed_bytes, discard_ns)
+        case Ack(epoch, seq, status, freed_bytes, discard_ns, zeroed):
+            return _packed(5, epoch, seq, int(status), freed_bytes, discard_ns, zeroed)
         case Announce(host_pid):
             return _packed(6, host_pid)
         case Refuse(reason):
@@ -292,3 +312,27 @@ def unpack_blocks(blocks: bytes) -> tuple[Int64Array, Int64Array]:
     """What ``pack_blocks`` packed: pfns and orders, int64[n] each. ``blocks``: a whole number of words."""
     words = np.frombuffer(blocks, dtype="<u4").astype(np.int64)
     return words & _PFN_MASK, words >> _PFN_BITS
+
+
+def pack_zeroed(zeroed: BoolArray) -> bytes:
+    """``zeroed`` (bool[n]: one a block, in the report's order) as bits, the first in the lowest; empty if none is set.
+
+    The spare bits of the last byte are 0.
+    """
+    return np.packbits(zeroed, bitorder="little").tobytes() if zeroed.any() else b""
+
+
+def unpack_zeroed(packed: bytes, count: int) -> BoolArray:
+    """What ``pack_zeroed`` packed for a report of ``count`` blocks: bool[count].
+
+    Raises:
+        MessageError: it is not as long as that, or a spare bit is set.
+    """
+    if not packed:
+        return np.zeros(count, dtype=np.bool_)
+    if len(packed) != (count + 7) // 8:
+        raise MessageError(f"{len(packed)} bytes confirm the blocks of a report of {count}")
+    bits = np.unpackbits(np.frombuffer(packed, dtype=np.uint8), bitorder="little").astype(np.bool_)
+    if bits[count:].any():
+        raise MessageError(f"a block beyond the {count} of the report is confirmed")
+    return bits[:count]

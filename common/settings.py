@@ -161,6 +161,12 @@ class _MachineSettings(_RunSettings):
     pcp_high: int = _integer("pcp-high", 0, 0, 1 << 20, "pages a per-CPU slot holds; 0: low watermark / slots")
     shuffle: bool = switch("shuffle", default=False, help="shuffle free pages")
     merge_likely: bool = switch("merge-likely", default=True, help="free to the tail when a merge is likely")
+    host_zeroed: bool = switch(
+        "host-zeroed", default=False, help="do not clear again what the host proved zero (Z1-Z4); not with --poison"
+    )
+    poison: int = _integer(
+        "poison", 0, 0, 255, "byte that fills freed pages; the host then discards nothing; 0: none"
+    )  # PAGE_POISON
     workload: str = _choice("workload", WORKLOADS, "what the vCPUs do")
     work_order: int = _integer("work-order", 9, 0, TOP_ORDER, "order that memhog and page-fault allocate at")
     fill: float = option(

@@ -64,6 +64,7 @@ class GuestResult:
     allocations: int
     frees: int
     violations: int
+    zeroing_skipped_pages: int
     complaints: tuple[str, ...]
     in_flight_max_blocks: int
     lock_hold_ns: dict[str, dict[str, int]]
@@ -166,6 +167,7 @@ class Machine:
             backend=cast("messages.BackendName", settings.backend),
             capacity=self.cycle.capacity,
             min_order=settings.min_order,
+            poison=settings.poison,
         )
         self.link = Link(self.lab, hello, self.ram, deadline_ns=settings.deadline_ns, on_refused=self.fail)
         self._close.callback(self.link.close)
@@ -187,6 +189,8 @@ class Machine:
             high_water_mark=self.high_water_mark,
             trigger=self.policy.trigger,
             ram_bytes=ram_bytes,
+            host_zeroed=settings.host_zeroed,
+            poison=settings.poison,
         )
 
     def _build_vcpus(self) -> None:
@@ -367,6 +371,7 @@ class Machine:
             allocations=statistics.allocations,
             frees=statistics.frees,
             violations=max(statistics.violations, len(complaints)),
+            zeroing_skipped_pages=statistics.zeroing_skipped_pages,
             complaints=tuple(complaints),
             in_flight_max_blocks=statistics.in_flight_max_blocks,
             lock_hold_ns=holds,
@@ -418,6 +423,8 @@ class Machine:
             "backend": settings.backend,
             "vcpus": settings.vcpus,
             "seed": settings.seed,
+            "host_zeroed": settings.host_zeroed,
+            "poison": settings.poison,
         }
 
 

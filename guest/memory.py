@@ -13,34 +13,42 @@ from common.layout import (
     C_FIRST_TOUCHES,
     C_REFAULTS,
     C_VIOLATIONS,
+    C_ZEROING_SKIPPED,
     NEVER_TOUCHED,
     RESIDENT,
     RETURNED,
     W_N_PAGES,
+    W_POISON,
     W_RESIDENT_OFFSET,
     W_RETURNED_PAGES,
+    ZEROED,
 )
-from common.native import kernel, view_i64, view_u8
-from guest.allocator.view import ctl_of
+from common.native import exchange_u16, kernel, view_i64, view_u8
+from guest.allocator.view import ctl_of, pages_of
 
 __all__ = [
     "FINDING_WORDS",
     "PAGE_WORDS",
+    "POISON_LOST",
     "STAMP_LOST",
     "ZERO_LOST",
     "check_stamps",
     "mark_returned",
+    "poison_pages",
+    "poison_pattern",
     "resident_map",
     "set_residence",
     "stamp_of",
+    "take_zeroed",
     "use_pages",
 ]
 
 PAGE_WORDS = PAGE_BYTES // 8
 # What a violation leaves behind, int64[FINDING_WORDS]: kind, pfn, expected, found. The first one is kept.
 FINDING_WORDS = 4
-ZERO_LOST = 1  # a page that was discarded, or never used, did not read as zeros (S6)
+ZERO_LOST = 1  # a page that was discarded, confirmed as zero, or never used, did not read as zeros (S6, Z1)
 STAMP_LOST = 2  # a stamp written into an allocated page was not there when it was freed (S3, S5, S6)
+POISON_LOST = 3  # a page that was poisoned when it was freed did not hold the poison when it was used again (Z4)
 _PFN_BITS = 28
 
 
@@ -68,22 +76,64 @@ def note_finding(zone, slot, finding, kind, pfn, expected, found):  # type: igno
 
 
 @kernel
-def first_nonzero(words):  # type: ignore[no-untyped-def]
-    """0 if every word of the page is 0, else one that is not."""
+def word_unlike(words, expected):  # type: ignore[no-untyped-def]
+    """``expected`` if every word of the page is that, else one that is not (or a mixture of several such)."""
     union = np.int64(0)
     for index in range(PAGE_WORDS):
-        union |= words[index]
-    return union
+        union |= words[index] ^ expected
+    return union ^ expected
+
+
+@kernel
+def poison_pattern(zone):  # type: ignore[no-untyped-def]
+    """The word that a poisoned page is full of: the zone's poison byte eight times. 0: this zone does not poison."""
+    pattern = np.int64(ctl_of(zone)[W_POISON])
+    pattern |= pattern << 8
+    pattern |= pattern << 16
+    return pattern | pattern << 32
+
+
+@kernel
+def poison_pages(zone, ram_address, pfn, order):  # type: ignore[no-untyped-def]
+    """Fill a block that is about to be freed with the zone's poison (kernel_poison_pages). Its owner calls."""
+    if ram_address == 0:
+        return
+    pattern = poison_pattern(zone)
+    for page in range(pfn, pfn + (1 << order)):
+        # SAFETY: as in use_pages.
+        words = view_i64(ram_address + page * PAGE_BYTES, PAGE_WORDS)
+        for index in range(PAGE_WORDS):
+            words[index] = pattern
+
+
+@kernel
+def take_zeroed(zone, pfn):  # type: ignore[no-untyped-def]
+    """Whether the host proved the allocated block at ``pfn`` zero; the answer is given once (Z3).
+
+    An exchange, not a store: a wrong free of this block by somebody else may be claiming it at this moment.
+    """
+    state = np.int64(pages_of(zone)[pfn])
+    if state & ZEROED == 0:
+        return False
+    # SAFETY: pfn was handed out by the zone, so its state is in bounds.
+    return exchange_u16(zone.page + 2 * pfn, state, state & ~ZEROED)
 
 
 @kernel
 def use_pages(zone, address, ram_address, slot, finding, pfn, order, tag):  # type: ignore[no-untyped-def]
     """First use of an allocated block by its owner: fault it in, check, clear (clear_page), stamp.
 
-    Every page that is not resident must read as zeros (S6); it is counted as a first touch or a refault. With
-    ``ram_address`` 0 (the model backend) only the map is kept. Returns the pages that were not resident.
+    Every page that is not resident must read as zeros (S6); it is counted as a first touch or a refault. A zeroed block
+    is not cleared again: what was given back comes zero-filled with its fault, and clearing it is a second time (Z1).
+    It is checked all the same; a page of it that is not zero is a violation, and is cleared. In a zone that poisons, a
+    page that was ever used must hold the poison instead, resident or not: the host may discard nothing (Z4).
+
+    With ``ram_address`` 0 (the model backend) only map and counts are kept. Returns the pages that were not resident.
     """
     residence = resident_map(address, ctl_of(zone)[W_N_PAGES])
+    zeroed = take_zeroed(zone, pfn)
+    poison = poison_pattern(zone)
+    skipped = np.int64(0)
     refaults = np.int64(0)
     first_touches = np.int64(0)
     for page in range(pfn, pfn + (1 << order)):
@@ -95,15 +145,27 @@ def use_pages(zone, address, ram_address, slot, finding, pfn, order, tag):  # ty
         if ram_address != 0:
             # SAFETY: the mapping holds n_pages pages and outlives the vCPU threads; pfn was handed out by the zone.
             words = view_i64(ram_address + page * PAGE_BYTES, PAGE_WORDS)
-            if was != RESIDENT:
-                found = first_nonzero(words)
+            clear = not zeroed
+            if zeroed or was == NEVER_TOUCHED or (was == RETURNED and poison == 0):
+                found = word_unlike(words, np.int64(0))
                 if found != 0:
                     note_finding(zone, slot, finding, ZERO_LOST, page, 0, found)
-            for index in range(PAGE_WORDS):
-                words[index] = 0
+                    clear = True
+            elif poison != 0:
+                found = word_unlike(words, poison)
+                if found != poison:
+                    note_finding(zone, slot, finding, POISON_LOST, page, poison, found)
+            if clear:
+                for index in range(PAGE_WORDS):
+                    words[index] = 0
+            else:
+                skipped += 1
             words[0] = stamp_of(page, tag)
             words[PAGE_WORDS - 1] = stamp_of(page, tag)
+        elif zeroed:
+            skipped += 1
         residence[page] = RESIDENT
+    ctl_of(zone)[slot + C_ZEROING_SKIPPED] += skipped
     ctl_of(zone)[slot + C_REFAULTS] += refaults
     ctl_of(zone)[slot + C_FIRST_TOUCHES] += first_touches
     return refaults + first_touches

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.geometry import N_ORDERS, PAGE_SHIFT, TOP_ORDER
-from common.messages import Ack, Hello, Report, Status, unpack_blocks
+from common.messages import Ack, Hello, Report, Status, pack_zeroed, unpack_blocks
 from common.ramobject import RamObject
 from host.accounting import Counters
 from host.discard import Backend
@@ -41,11 +41,15 @@ class Discarding:
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """A batch within the rules: pfns ``starts`` to ``ends`` (exclusive), int64[n], ascending, disjoint."""
+    """A batch within the rules: pfns ``starts`` to ``ends`` (exclusive), int64[n], ascending, disjoint.
+
+    ``orders`` stand as in the report, int64[n]; ``ascending`` is the place there of each of ``starts``, int64[n].
+    """
 
     starts: Int64Array
     ends: Int64Array
     orders: Int64Array
+    ascending: Int64Array
 
 
 def check_blocks(packed: bytes, hello: Hello) -> tuple[Blocks, int]:
@@ -63,13 +67,17 @@ def check_blocks(packed: bytes, hello: Hello) -> tuple[Blocks, int]:
     overlapping = starts[1:] < np.maximum.accumulate(ends)[:-1]
     bad[ascending[1:]] |= overlapping
     bad[hello.capacity :] = True
-    return Blocks(starts, ends, orders), int(np.count_nonzero(bad))
+    return Blocks(starts, ends, orders, ascending), int(np.count_nonzero(bad))
 
 
 def process_report(
     report: Report, hello: Hello, ram: RamObject, backend: Backend, counters: Counters, discarding: Discarding
 ) -> Ack:
-    """Do what ``report`` asks, count it, say how it went. An ``OSError`` on the guest's object is its failure."""
+    """Do what ``report`` asks, count it, say how it went. An ``OSError`` on the guest's object is its failure.
+
+    A guest that poisons its free pages keeps them all, as if discarding were inhibited: a page that came back as zeros
+    would look as if somebody had written to it (S12, Z4).
+    """
     counters.reports += 1
     blocks, invalid = check_blocks(report.blocks, hello)
     if invalid:
@@ -82,7 +90,7 @@ def process_report(
             counters.busy += 1
             return Ack(report.epoch, report.seq, Status.BUSY, 0, 0)
         try:
-            return _discard_gated(report, blocks, ram, backend, counters, discarding)
+            return _discard_gated(report, hello, blocks, ram, backend, counters, discarding)
         finally:
             ram.ungate()
     except OSError:
@@ -97,9 +105,15 @@ def reject_report(report: Report, counters: Counters) -> Ack:
 
 
 def _discard_gated(
-    report: Report, blocks: Blocks, ram: RamObject, backend: Backend, counters: Counters, discarding: Discarding
+    report: Report,
+    hello: Hello,
+    blocks: Blocks,
+    ram: RamObject,
+    backend: Backend,
+    counters: Counters,
+    discarding: Discarding,
 ) -> Ack:
-    """The part that runs with the gate held."""
+    """The part that runs with the gate held. Only a discard that succeeded confirms its block as zero (Z1)."""
     if report.seq <= ram.withdrawn_seq():
         counters.withdrawn += 1
         return Ack(report.epoch, report.seq, Status.WITHDRAWN, 0, 0)
@@ -109,7 +123,7 @@ def _discard_gated(
     counters.asked_bytes += int((blocks.ends - blocks.starts).sum()) << PAGE_SHIFT
     for order, count in enumerate(np.bincount(blocks.orders, minlength=N_ORDERS).tolist()):
         counters.order_histogram[order] += count
-    if discarding.inhibit:
+    if discarding.inhibit or hello.poison:
         counters.inhibited += 1
         return Ack(report.epoch, report.seq, Status.INHIBITED, 0, 0)
     started_ns = time.monotonic_ns()
@@ -122,4 +136,6 @@ def _discard_gated(
     counters.empty_blocks += outcome.empty_blocks
     counters.discard_ns.record(discard_ns)
     status = Status.FAILED if outcome.failures else Status.DONE
-    return Ack(report.epoch, report.seq, status, outcome.freed_bytes, discard_ns)
+    zeroed = np.zeros(blocks.starts.size, dtype=np.bool_)
+    zeroed[blocks.ascending] = outcome.zeroed
+    return Ack(report.epoch, report.seq, status, outcome.freed_bytes, discard_ns, pack_zeroed(zeroed))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
 import numpy as np
@@ -17,17 +17,23 @@ from host.proof import Proof, punch_hole
 __all__ = ["BACKENDS", "Backend", "Discarded", "ModelBackend", "SharedBackend"]
 
 Int64Array: TypeAlias = npt.NDArray[np.int64]
+BoolArray: TypeAlias = npt.NDArray[np.bool_]
 
 
 @dataclass(slots=True)
 class Discarded:
-    """Outcome of one batch. Meanings as in ``host.accounting.Counters``."""
+    """Outcome of one batch. Meanings as in ``host.accounting.Counters``.
+
+    ``zeroed``: bool[n], the blocks that read as zeros now, because their discard succeeded (Z1). Left out of
+    comparisons: those are of accounts, and an array has no single answer to one.
+    """
 
     freed_bytes: int = 0
     modelled_bytes: int = 0
     failures: int = 0
     duplicates: int = 0
     empty_blocks: int = 0
+    zeroed: BoolArray = field(default_factory=lambda: np.zeros(0, dtype=np.bool_), compare=False)
 
 
 class Backend(Protocol):
@@ -59,29 +65,37 @@ class SharedBackend:
 
     def discard(self, starts: Int64Array, ends: Int64Array) -> Discarded:
         """See ``Backend``."""
-        outcome = Discarded()
-        breaks = np.flatnonzero(starts[1:] != ends[:-1]) + 1
-        range_starts = [int(starts[0]), *starts[breaks].tolist()]
-        range_ends = [*ends[breaks - 1].tolist(), int(ends[-1])]
-        for start, end in zip(range_starts, range_ends, strict=True):
-            self._discard_range(start, end, starts, ends, outcome)
+        outcome = Discarded(zeroed=np.zeros(starts.size, dtype=np.bool_))
+        breaks = (np.flatnonzero(starts[1:] != ends[:-1]) + 1).tolist()
+        for first, behind in zip([0, *breaks], [*breaks, starts.size], strict=True):
+            self._discard_range(slice(first, behind), starts, ends, outcome)
         return outcome
 
-    def _discard_range(self, start: int, end: int, starts: Int64Array, ends: Int64Array, outcome: Discarded) -> None:
-        """Punch and prove the run of neighbouring blocks from pfn ``start`` to ``end`` (exclusive)."""
+    def _discard_range(self, blocks: slice, starts: Int64Array, ends: Int64Array, outcome: Discarded) -> None:
+        """Punch and prove the run of neighbouring ``blocks``.
+
+        They read as zeros then by construction, a hole of shared memory has no other contents; a guest that writes to
+        them at this moment breaks its own rule (S6), not ours.
+        """
+        start, end = int(starts[blocks.start]), int(ends[blocks.stop - 1])
         offset, length = start << PAGE_SHIFT, (end - start) << PAGE_SHIFT
         descriptor, proof = self._descriptor, self._proof
         try:
             mark, populated = proof.before(descriptor, offset, length)
             if not populated:
-                self._count_empty(*_blocks_of(start, end, starts, ends), outcome)
+                self._count_empty(starts[blocks].tolist(), ends[blocks].tolist(), outcome)
             punch_hole(descriptor, offset, length)
             freed_pages, data_left = proof.after(descriptor, offset, length, mark)
             outcome.freed_bytes += freed_pages << PAGE_SHIFT
             if data_left:
-                outcome.failures += self._blocks_with_data(*_blocks_of(start, end, starts, ends))
+                empty = self._empty_blocks(starts[blocks].tolist(), ends[blocks].tolist())
+                # At least one failed: if all look empty by now, the guest is touching them this very moment.
+                outcome.failures += max(1, empty.count(False))
+                outcome.zeroed[blocks] = empty if False in empty else False
+            else:
+                outcome.zeroed[blocks] = True
         except OSError:
-            outcome.failures += len(_blocks_of(start, end, starts, ends)[0])
+            outcome.failures += blocks.stop - blocks.start
         else:
             self._mark_discarded(start, end)
 
@@ -94,13 +108,12 @@ class SharedBackend:
                 else:
                     outcome.empty_blocks += 1
 
-    def _blocks_with_data(self, starts: list[int], ends: list[int]) -> int:
-        """Blocks that hold data after the punch; at least 1, for the guest may be touching them this very moment."""
-        held = sum(
-            not self._proof.is_empty(self._descriptor, start << PAGE_SHIFT, (end - start) << PAGE_SHIFT)
+    def _empty_blocks(self, starts: list[int], ends: list[int]) -> list[bool]:
+        """After the punch of a range that holds data all the same: which of its blocks hold none."""
+        return [
+            self._proof.is_empty(self._descriptor, start << PAGE_SHIFT, (end - start) << PAGE_SHIFT)
             for start, end in zip(starts, ends, strict=True)
-        )
-        return max(1, held)
+        ]
 
     def _mark_discarded(self, start: int, end: int) -> None:
         """Set the bits of pages ``start`` to ``end`` (exclusive, not empty)."""
@@ -121,14 +134,12 @@ class SharedBackend:
         return found & wanted == wanted
 
 
-def _blocks_of(start: int, end: int, starts: Int64Array, ends: Int64Array) -> tuple[list[int], list[int]]:
-    """The blocks that lie from ``start`` to ``end``: off the hot path, which knows ranges only."""
-    blocks = slice(*np.searchsorted(starts, (start, end)).tolist())
-    return starts[blocks].tolist(), ends[blocks].tolist()
-
-
 class ModelBackend:
-    """No memory: what is asked counts as freed, and is marked as modelled."""
+    """No memory: what is asked counts as freed, and is marked as modelled.
+
+    It counts as zero too (Z1): the guest has no contents that could belie it, and what it then need not clear is part
+    of what is modelled.
+    """
 
     def __init__(self, _ram: RamObject, _n_pages: int, _proof: Proof) -> None:
         """Nothing to keep."""
@@ -139,7 +150,8 @@ class ModelBackend:
     def discard(self, starts: Int64Array, ends: Int64Array) -> Discarded:
         """See ``Backend``."""
         asked_bytes = int((ends - starts).sum()) << PAGE_SHIFT
-        return Discarded(freed_bytes=asked_bytes, modelled_bytes=asked_bytes)
+        zeroed = np.ones(starts.size, dtype=np.bool_)
+        return Discarded(freed_bytes=asked_bytes, modelled_bytes=asked_bytes, zeroed=zeroed)
 
 
 BACKENDS: dict[BackendName, Callable[[RamObject, int, Proof], Backend]] = {

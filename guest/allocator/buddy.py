@@ -34,6 +34,7 @@ from common.layout import (
     W_SHUFFLE_ORDER,
     W_TRIGGER,
     W_WORK,
+    ZEROED,
 )
 from common.native import kernel, semaphore_post, semaphore_try, word_address
 from guest.allocator.lists import (
@@ -50,6 +51,7 @@ __all__ = [
     "FPI_NONE",
     "FPI_SKIP_REPORT_NOTIFY",
     "FPI_TO_TAIL",
+    "FPI_ZEROED",
     "account_free",
     "free_one",
     "is_free_head",
@@ -66,6 +68,7 @@ ISOLATE = int(Migratetype.ISOLATE)
 FPI_NONE = 0
 FPI_SKIP_REPORT_NOTIFY = 1  # nobody is asked for a run (S15)
 FPI_TO_TAIL = 2  # to the tail, whatever shuffling or a likely merge would say
+FPI_ZEROED = ZEROED  # all of it is known to be zero (2026); the bit of the page state, so that it is passed on as it is
 
 
 @kernel
@@ -149,18 +152,18 @@ def take_smallest(zone, order, migratetype):  # type: ignore[no-untyped-def]
     """Allocate 2**order pages from the smallest block of ``migratetype`` that holds them, or -1.
 
     Mirrors __rmqueue_smallest and expand: the front entry is taken, the lower half is kept, each upper half goes to
-    the front of its list, unreported (S7).
+    the front of its list, unreported (S7). Both halves of a zeroed block are zeroed (Z2).
     """
     current = order
     while current < N_ORDERS:
         head = free_list_head(zone, current, migratetype)
         pfn = next_node(zone, head)
         if pfn != head:
-            del_page_from_free_list(zone, pfn, current)
+            zeroed = del_page_from_free_list(zone, pfn, current)
             while current > order:
                 current -= 1
-                add_to_free_list(zone, pfn + (1 << current), current, migratetype)
-            pages_of(zone)[pfn] = ALLOCATED | order | (migratetype << MT_SHIFT)
+                add_to_free_list(zone, pfn + (1 << current), current, migratetype, zeroed)
+            pages_of(zone)[pfn] = ALLOCATED | order | (migratetype << MT_SHIFT) | zeroed
             account_free(zone, -(1 << order), migratetype)
             return pfn
         current += 1
@@ -190,8 +193,10 @@ def free_one(zone, pfn, order, migratetype, fpi, random_store):  # type: ignore[
     """Put a block back on the free lists, merged as far as it goes; returns (pfn, order) of what it became.
 
     Mirrors __free_one_page. ``migratetype`` is that of the pageblock now. ``fpi``: FPI_ flags. Merging drops the flag
-    of a Reported buddy (S7); a block in isolation never merges with one outside. The caller made ``pfn`` interior.
+    of a Reported buddy (S7), and ZEROED unless both have it (Z2); a block in isolation never merges with one outside.
+    The caller made ``pfn`` interior.
     """
+    zeroed = fpi & FPI_ZEROED
     account_free(zone, 1 << order, migratetype)
     while order < TOP_ORDER:
         buddy = pfn ^ (1 << order)
@@ -201,7 +206,7 @@ def free_one(zone, pfn, order, migratetype, fpi, random_store):  # type: ignore[
             buddy_type = pageblock_type(zone, buddy)
             if buddy_type != migratetype and (buddy_type == ISOLATE or migratetype == ISOLATE):
                 break
-        del_page_from_free_list(zone, buddy, order)
+        zeroed &= del_page_from_free_list(zone, buddy, order)
         pfn &= buddy
         order += 1
     if fpi & FPI_TO_TAIL:
@@ -211,9 +216,9 @@ def free_one(zone, pfn, order, migratetype, fpi, random_store):  # type: ignore[
     else:
         to_tail = merge_is_likely(zone, pfn, order)
     if to_tail:
-        add_to_free_list_tail(zone, pfn, order, migratetype)
+        add_to_free_list_tail(zone, pfn, order, migratetype, zeroed)
     else:
-        add_to_free_list(zone, pfn, order, migratetype)
+        add_to_free_list(zone, pfn, order, migratetype, zeroed)
     if not fpi & FPI_SKIP_REPORT_NOTIFY:
         notify_free(zone, pfn, order)
     return pfn, order

@@ -95,10 +95,13 @@ def unlink(zone, node):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def add_to_free_list(zone, pfn, order, migratetype):  # type: ignore[no-untyped-def]
-    """Make ``pfn`` a free, unreported head at the front of its list: always ahead of the boundary (D4)."""
+def add_to_free_list(zone, pfn, order, migratetype, zeroed=0):  # type: ignore[no-untyped-def]
+    """Make ``pfn`` a free, unreported head at the front of its list: always ahead of the boundary (D4).
+
+    ``zeroed``: ZEROED if all of it is known to be zero, else 0.
+    """
     barrier()  # what it is made of is interior before it is a head
-    pages_of(zone)[pfn] = FREE | order | (migratetype << MT_SHIFT)
+    pages_of(zone)[pfn] = FREE | order | (migratetype << MT_SHIFT) | zeroed
     link_after(zone, pfn, free_list_head(zone, order, migratetype))
     ctl_of(zone)[W_NR_FREE + order] += 1
 
@@ -113,10 +116,10 @@ def tail_position(zone, order, migratetype):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def add_to_free_list_tail(zone, pfn, order, migratetype):  # type: ignore[no-untyped-def]
+def add_to_free_list_tail(zone, pfn, order, migratetype, zeroed=0):  # type: ignore[no-untyped-def]
     """Make ``pfn`` a free, unreported head directly ahead of the boundary, or at the very tail (D4)."""
     barrier()  # as above
-    pages_of(zone)[pfn] = FREE | order | (migratetype << MT_SHIFT)
+    pages_of(zone)[pfn] = FREE | order | (migratetype << MT_SHIFT) | zeroed
     link_before(zone, pfn, tail_position(zone, order, migratetype))
     ctl_of(zone)[W_NR_FREE + order] += 1
 
@@ -131,7 +134,10 @@ def retire_boundary(zone, pfn, order, migratetype):  # type: ignore[no-untyped-d
 
 @kernel
 def del_page_from_free_list(zone, pfn, order):  # type: ignore[no-untyped-def]
-    """Take a free head off its list; Reported, its counter and the boundary follow (S2, D3). It becomes interior."""
+    """Take a free head off its list; Reported, its counter and the boundary follow (S2, D3). It becomes interior.
+
+    Returns its ZEROED bit, which is the caller's to pass on (Z2).
+    """
     state = np.int64(pages_of(zone)[pfn])
     if state & REPORTED:
         retire_boundary(zone, pfn, order, (state >> MT_SHIFT) & MT_FIELD)
@@ -139,6 +145,7 @@ def del_page_from_free_list(zone, pfn, order):  # type: ignore[no-untyped-def]
     unlink(zone, pfn)
     pages_of(zone)[pfn] = INTERIOR
     ctl_of(zone)[W_NR_FREE + order] -= 1
+    return state & ZEROED
 
 
 @kernel

@@ -91,15 +91,15 @@ def write_pageblock_type(zone, pfn, migratetype):  # type: ignore[no-untyped-def
 
 @kernel
 def split_top_block(zone, first):  # type: ignore[no-untyped-def]
-    """If a free block of the top order covers the pageblock at ``first``, split it in two, unreported."""
+    """If a free block of the top order covers the pageblock at ``first``, split it: unreported, zeroed as it was."""
     top = PAGEBLOCK_ORDER + 1
     head = first & ~((1 << top) - 1)
     state = np.int64(pages_of(zone)[head])
     if state & (KIND_MASK | ORDER_MASK) == FREE | top:
         migratetype = (state >> MT_SHIFT) & MT_FIELD
-        del_page_from_free_list(zone, head, top)
-        add_to_free_list(zone, head + PAGEBLOCK_PAGES, PAGEBLOCK_ORDER, migratetype)
-        add_to_free_list(zone, head, PAGEBLOCK_ORDER, migratetype)
+        zeroed = del_page_from_free_list(zone, head, top)
+        add_to_free_list(zone, head + PAGEBLOCK_PAGES, PAGEBLOCK_ORDER, migratetype, zeroed)
+        add_to_free_list(zone, head, PAGEBLOCK_ORDER, migratetype, zeroed)
 
 
 @kernel
@@ -124,9 +124,9 @@ def requeue_free_blocks(zone, first, migratetype):  # type: ignore[no-untyped-de
         buddy = first ^ PAGEBLOCK_PAGES
         anew = is_free_head(zone, buddy, PAGEBLOCK_ORDER) and pageblock_type(zone, buddy) == ISOLATE
     if anew:
-        del_page_from_free_list(zone, first, PAGEBLOCK_ORDER)
+        zeroed = del_page_from_free_list(zone, first, PAGEBLOCK_ORDER)
         account_free(zone, -PAGEBLOCK_PAGES, (state >> MT_SHIFT) & MT_FIELD)
-        free_one(zone, first, np.int64(PAGEBLOCK_ORDER), migratetype, FPI_NONE, np.int64(W_RANDOM_STATE))
+        free_one(zone, first, np.int64(PAGEBLOCK_ORDER), migratetype, FPI_NONE | zeroed, np.int64(W_RANDOM_STATE))
     else:
         move_free_pages(zone, first, migratetype)
 

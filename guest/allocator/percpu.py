@@ -34,6 +34,7 @@ from common.layout import (
     W_N_PAGES,
     W_PCP_BATCH,
     W_PCP_HIGH,
+    ZEROED,
 )
 from common.native import barrier, exchange_i64, kernel, load_i64, prefetch, sleep_us, store_i64, thread_is_gone
 from guest.allocator.buddy import FPI_NONE, is_free_head, pageblock_type
@@ -137,7 +138,8 @@ def refill(zone, slot, head, order, migratetype, flags):  # type: ignore[no-unty
         barrier()
         links_of(zone)[2 * last] = pfn
         barrier()  # on the list first: a block that says so and is on none would be lost
-        pages_of(zone)[pfn] = ON_PCP | order | (migratetype << MT_SHIFT)
+        zeroed = np.int64(pages_of(zone)[pfn]) & ZEROED
+        pages_of(zone)[pfn] = ON_PCP | order | (migratetype << MT_SHIFT) | zeroed
         last = pfn
         taken += 1
     links_of(zone)[2 * head + 1] = last
@@ -188,12 +190,14 @@ def drain_blocks(zone, cpu, index, pages):  # type: ignore[no-untyped-def]
         head = pcp_list_head(zone, cpu, (index + step) % N_PCP_LISTS)
         pfn = previous_node(zone, head)
         while left > 0 and pfn != head:
-            order = np.int64(pages_of(zone)[pfn]) & ORDER_MASK
+            state = np.int64(pages_of(zone)[pfn])
+            order = state & ORDER_MASK
             before = previous_node(zone, pfn)
             pages_of(zone)[pfn] = INTERIOR  # ends the chain for rebuild_slot, and rebuild_zone frees it
             barrier()
             links_of(zone)[2 * before] = head
-            free_across_pageblocks(zone, pfn, order, FPI_NONE, slot + C_RANDOM_STATE)
+            # A block that a refill brought and nobody was handed is as zero as it came (Z2).
+            free_across_pageblocks(zone, pfn, order, FPI_NONE | (state & ZEROED), slot + C_RANDOM_STATE)
             left -= 1 << order
             pfn = before
         links_of(zone)[2 * head + 1] = pfn
@@ -223,7 +227,8 @@ def alloc_pages(zone, cpu, order, migratetype, flags):  # type: ignore[no-untype
             unlock_slot(zone, cpu)
             return np.int64(E_NO_MEMORY) if taken == 0 else np.int64(E_LOCK)
         pfn = next_node(zone, head)
-    pages_of(zone)[pfn] = ALLOCATED | order | (migratetype << MT_SHIFT)
+    zeroed = np.int64(pages_of(zone)[pfn]) & ZEROED  # the owner's first use takes it off (Z3)
+    pages_of(zone)[pfn] = ALLOCATED | order | (migratetype << MT_SHIFT) | zeroed
     barrier()  # handed out first: rebuild_slot then takes it off the list
     unlink(zone, pfn)
     ctl_of(zone)[slot + C_COUNT] -= 1 << order
@@ -236,7 +241,8 @@ def alloc_pages(zone, cpu, order, migratetype, flags):  # type: ignore[no-untype
 def free_pages(zone, cpu, pfn, order):  # type: ignore[no-untyped-def]
     """Free a block, onto the per-CPU list where there is one (free_unref_page). 0 or a code.
 
-    A block of an isolated pageblock goes straight to the zone, and so does one whose migratetype has no such list.
+    A block of an isolated pageblock goes straight to the zone, and so does one whose migratetype has no such list. What
+    was handed out is not zeroed any more, used or not (Z3).
     """
     state = allocated_state(zone, pfn, order)
     if state < 0:

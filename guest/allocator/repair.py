@@ -46,6 +46,7 @@ from common.layout import (
     W_REQUESTED,
     W_ROTATED,
     W_WORK,
+    ZEROED,
 )
 from common.native import kernel, semaphore_post, word_address
 from guest.allocator.buddy import FPI_NONE, account_free, free_one, is_free_head, pageblock_type
@@ -92,7 +93,7 @@ def relink_free_block(zone, pfn, state):  # type: ignore[no-untyped-def]
     block_type = pageblock_type(zone, pfn)
     if (migratetype == ISOLATE) != (block_type == ISOLATE):
         migratetype = block_type
-        state = FREE | order | (migratetype << MT_SHIFT)
+        state = FREE | order | (migratetype << MT_SHIFT) | (state & ZEROED)
         pages_of(zone)[pfn] = state
     head = free_list_head(zone, order, migratetype)
     if state & REPORTED:
@@ -143,7 +144,10 @@ def rebuild_zone(zone):  # type: ignore[no-untyped-def]
 
 @kernel
 def free_orphans(zone):  # type: ignore[no-untyped-def]
-    """Free each page that no block covers; merging makes whole blocks of them again. Zone lock held."""
+    """Free each page that no block covers; merging makes whole blocks of them again. Zone lock held.
+
+    Nobody knows what the dead owner did with them: none is zeroed (Z1).
+    """
     n_pages = ctl_of(zone)[W_N_PAGES]
     pfn = np.int64(0)
     while pfn < n_pages:
@@ -168,9 +172,9 @@ def merge_buddies(zone):  # type: ignore[no-untyped-def]
         if state & KIND_MASK == FREE and order < TOP_ORDER and is_free_head(zone, buddy, order):
             migratetype = pageblock_type(zone, pfn)
             if (migratetype == ISOLATE) == (pageblock_type(zone, buddy) == ISOLATE):
-                del_page_from_free_list(zone, pfn, order)
+                zeroed = del_page_from_free_list(zone, pfn, order)
                 account_free(zone, -(1 << order), (state >> MT_SHIFT) & MT_FIELD)
-                free_one(zone, pfn, order, migratetype, FPI_NONE, np.int64(W_RANDOM_STATE))
+                free_one(zone, pfn, order, migratetype, FPI_NONE | zeroed, np.int64(W_RANDOM_STATE))
         pfn += 1 << order
 
 

@@ -42,9 +42,12 @@ from common.layout import (
     W_N_CPUS,
     W_N_PAGES,
     W_NR_FREE,
+    W_POISON,
     W_REFCNT,
     W_REPORTED,
     W_REQUESTED,
+    W_ZERO_TRACKING,
+    ZEROED,
 )
 from common.native import kernel
 from guest.allocator.lists import free_list_head, next_node, previous_node
@@ -81,6 +84,7 @@ BREACHES = {
     19: "S4: held pages are {0}, the records say {1}",
     20: "S3: node {0} on the list of held blocks is not a held block",
     21: "S4: held blocks are {0}, their list has {1}",
+    22: "Z4: block {0} is marked zeroed (state {1:#x}) in a zone that tracks none, or poisons",
 }
 
 
@@ -202,6 +206,8 @@ def check_records(zone, found, on_pcp_lists):  # type: ignore[no-untyped-def]
             note(found, 5, pfn, state)
             pfn += 1
             continue
+        if state & ZEROED and (not ctl_of(zone)[W_ZERO_TRACKING] or ctl_of(zone)[W_POISON] != 0):
+            note(found, 22, pfn, state)
         if kind == FREE:
             free_heads += 1
             check_free_head(zone, pfn, state, found)

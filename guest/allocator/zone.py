@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import secrets
@@ -42,6 +41,8 @@ class ZoneSettings:
         pcp_batch: order-0 blocks moved between a per-CPU list and the zone at once; 0 turns the lists off.
         pcp_high: pages on a slot's lists from which a free drains a batch.
         ram_bytes: size of the RAM object (0 with the model backend); for those who attach.
+        host_zeroed: remember which blocks the host proved zero; never together with ``poison`` (Z4).
+        poison: byte that free pages are filled with, 0 to 255; 0: none (PAGE_POISON).
     """
 
     memory_bytes: int
@@ -58,6 +59,8 @@ class ZoneSettings:
     low_watermark: int = 0
     high_watermark: int = 0
     ram_bytes: int = 0
+    host_zeroed: bool = False
+    poison: int = 0
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,7 @@ class ZoneStatistics:
     allocated_bytes: int
     freed_bytes: int
     violations: int
+    zeroing_skipped_pages: int
     requested: bool
     active: bool
     requests: int
@@ -363,6 +367,7 @@ class Zone:
             allocated_bytes=over_cpus(layout.C_ALLOCATED_BYTES),
             freed_bytes=over_cpus(layout.C_FREED_BYTES),
             violations=over_cpus(layout.C_VIOLATIONS),
+            zeroing_skipped_pages=over_cpus(layout.C_ZEROING_SKIPPED),
             requested=bool(header["requested"]),
             active=bool(header["active"]),
             **values,
@@ -434,13 +439,7 @@ def _error(code: int, what: str) -> Exception:
 
 
 def _alive(pid: int) -> bool:
-    with contextlib.suppress(ProcessLookupError):
-        try:
-            os.kill(pid, 0)
-        except PermissionError:
-            return True
-        return True
-    return False
+    return os.path.exists(f"/proc/{pid}")
 
 
 def _check_settings(settings: ZoneSettings) -> None:
@@ -450,6 +449,7 @@ def _check_settings(settings: ZoneSettings) -> None:
         "pcp_high": (0, 1 << 28),
         "min_order": (0, TOP_ORDER),
         "high_water_mark": (0, 1 << 20),
+        "poison": (0, 255),
     }
     for key, (lowest, highest) in limits.items():
         value = getattr(settings, key)
@@ -489,6 +489,8 @@ def _fill_header(header: Any, settings: ZoneSettings, n_pages: int, offsets: lay
         "trigger": _TRIGGERS[settings.trigger],
         "shuffle_order": TOP_ORDER if settings.shuffle else N_ORDERS,
         "merge_likely": int(settings.merge_likely),
+        "zero_tracking": int(settings.host_zeroed and settings.poison == 0),
+        "poison": settings.poison,
     }
     for key, value in values.items():
         header[key] = value

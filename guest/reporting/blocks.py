@@ -36,6 +36,8 @@ from common.layout import (
     W_REPORTED,
     W_REQUESTED,
     W_ROTATED,
+    W_ZERO_TRACKING,
+    ZEROED,
 )
 from common.native import kernel
 from guest.allocator.buddy import account_free, pageblock_type
@@ -54,6 +56,7 @@ __all__ = [
     "isolate_free_page",
     "list_from_top",
     "lists_to_report",
+    "mark_zeroed",
     "put_back",
     "release_held",
     "reset_boundaries",
@@ -94,10 +97,10 @@ def clear_request(zone):  # type: ignore[no-untyped-def]
 
 @kernel
 def take_for_report(zone, pfn, order, migratetype):  # type: ignore[no-untyped-def]
-    """Take a free block off its list and mark it in flight (S3, S4)."""
-    del_page_from_free_list(zone, pfn, order)
+    """Take a free block off its list and mark it in flight (S3, S4). What was zeroed stays so: nobody has it (Z2)."""
+    zeroed = del_page_from_free_list(zone, pfn, order)
     account_free(zone, -(1 << order), migratetype)
-    pages_of(zone)[pfn] = IN_FLIGHT | order | (migratetype << MT_SHIFT)
+    pages_of(zone)[pfn] = IN_FLIGHT | order | (migratetype << MT_SHIFT) | zeroed
     ctl_of(zone)[W_IN_FLIGHT_BLOCKS] += 1
     ctl_of(zone)[W_IN_FLIGHT_PAGES] += 1 << order
 
@@ -157,6 +160,22 @@ def count_pulled(zone, count):  # type: ignore[no-untyped-def]
 
 
 @kernel
+def mark_zeroed(zone, pfns, orders, count, zeroed):  # type: ignore[no-untyped-def]
+    """Mark those blocks in flight that the host confirmed as zero, if this zone keeps track (Z1).
+
+    ``zeroed``: bool[count]. Comes before the policy's own put-back, which passes the mark on whatever it does with the
+    block (page_reporting_drain of the 2026 series sets PG_zeroed). A block that is not in flight is somebody else's.
+    """
+    if not ctl_of(zone)[W_ZERO_TRACKING]:
+        return
+    for index in range(count):
+        if zeroed[index]:
+            state = np.int64(pages_of(zone)[pfns[index]])
+            if state & HEAD_MASK == IN_FLIGHT | orders[index]:
+                pages_of(zone)[pfns[index]] = state | ZEROED
+
+
+@kernel
 def leave_flight(zone, pfn, order):  # type: ignore[no-untyped-def]
     """True if ``pfn`` was in flight as a block of ``order``: it is interior now, and the caller's."""
     if np.int64(pages_of(zone)[pfn]) & HEAD_MASK != IN_FLIGHT | order:
@@ -178,10 +197,11 @@ def put_back(zone, pfns, orders, count, reported, fpi):  # type: ignore[no-untyp
     for index in range(count):
         pfn = pfns[index]
         order = orders[index]
+        zeroed = np.int64(pages_of(zone)[pfn]) & ZEROED
         if not leave_flight(zone, pfn, order):
             continue
         returned += 1
-        became, final_order = free_across_pageblocks(zone, pfn, order, fpi, np.int64(W_RANDOM_STATE))
+        became, final_order = free_across_pageblocks(zone, pfn, order, fpi | zeroed, np.int64(W_RANDOM_STATE))
         active = ctl_of(zone)[W_ACTIVE]
         if reported and active != INACTIVE and final_order == order:
             state = np.int64(pages_of(zone)[became])
@@ -202,10 +222,11 @@ def hold_blocks(zone, pfns, orders, count):  # type: ignore[no-untyped-def]
     for index in range(count):
         pfn = pfns[index]
         order = orders[index]
-        if np.int64(pages_of(zone)[pfn]) & HEAD_MASK != IN_FLIGHT | order:
+        state = np.int64(pages_of(zone)[pfn])
+        if state & HEAD_MASK != IN_FLIGHT | order:
             continue
         kept += 1
-        pages_of(zone)[pfn] = HELD | order
+        pages_of(zone)[pfn] = HELD | order | (state & ZEROED)
         ctl_of(zone)[W_IN_FLIGHT_BLOCKS] -= 1
         ctl_of(zone)[W_IN_FLIGHT_PAGES] -= 1 << order
         link_before(zone, pfn, zone.n_pages + HELD_LIST)
@@ -221,12 +242,13 @@ def release_held(zone, most, fpi):  # type: ignore[no-untyped-def]
     released = np.int64(0)
     pfn = next_node(zone, head)
     while pfn != head and released < most:
-        order = np.int64(pages_of(zone)[pfn]) & ORDER_MASK
+        state = np.int64(pages_of(zone)[pfn])
+        order = state & ORDER_MASK
         unlink(zone, pfn)
         pages_of(zone)[pfn] = INTERIOR
         ctl_of(zone)[W_HELD_BLOCKS] -= 1
         ctl_of(zone)[W_HELD_PAGES] -= 1 << order
-        free_across_pageblocks(zone, pfn, order, fpi, np.int64(W_RANDOM_STATE))
+        free_across_pageblocks(zone, pfn, order, fpi | (state & ZEROED), np.int64(W_RANDOM_STATE))
         released += 1
         pfn = next_node(zone, head)
     return released

@@ -19,7 +19,7 @@ from guest.memory import mark_returned, set_residence
 from guest.reporting import table
 from guest.reporting.blocks import SHORT
 
-__all__ = ["MAX_CAPACITY", "Batch", "Cycle", "Outcome", "RunStatistics"]
+__all__ = ["MAX_CAPACITY", "Answer", "Batch", "Cycle", "Outcome", "RunStatistics"]
 
 MAX_CAPACITY = 1024  # blocks a batch; 4 KiB on the wire
 
@@ -46,6 +46,18 @@ class Batch:
     def pages(self) -> int:
         """Pages in the batch."""
         return int((1 << self.orders).sum())
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An outcome, and which blocks of the batch the host confirmed as zero: bool[n], in the batch's order (Z1).
+
+    A bare ``Outcome`` stands for one that confirms none. The zone decides whether it makes use of it
+    (``ZoneSettings.host_zeroed``). Of a report that failed, the blocks that did not fail may be confirmed all the same.
+    """
+
+    outcome: Outcome
+    zeroed: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -111,15 +123,27 @@ class Cycle:
                 return Batch(self._pfns[:count].copy(), self._orders[:count].copy(), state == SHORT)
         return None
 
-    def put_back(self, batch: Batch, outcome: Outcome) -> int:
+    def put_back(self, batch: Batch, answer: Outcome | Answer) -> int:
         """Return a batch to the lists; returns how many of its blocks were still in flight.
 
         While the blocks are in flight they are this thread's own, so their residence is settled before the lock.
+
+        Raises:
+            UsageError: ``answer.zeroed`` is not one bool a block; the blocks are back, none of them flagged or zeroed.
         """
+        outcome, flag = _outcome_of(answer), False
+        zeroed = np.zeros(batch.pfns.size, dtype=np.bool_)
         try:
+            if isinstance(answer, Answer):
+                if answer.zeroed.shape != zeroed.shape or answer.zeroed.dtype != zeroed.dtype:
+                    found = f"{answer.zeroed.dtype}{list(answer.zeroed.shape)}"
+                    raise UsageError(f"zeroed: {found}; allowed is bool[{zeroed.size}], one a block of the batch")
+                if outcome in (Outcome.DONE, Outcome.FAILED):  # with any other nothing was discarded, whoever says what
+                    zeroed = answer.zeroed
+            flag = outcome in (Outcome.DONE, Outcome.KEPT)
             self._settle_residence(batch, outcome)
         finally:  # whatever the residence cost, no block stays behind
-            returned = self._return_blocks(batch, flag=outcome in (Outcome.DONE, Outcome.KEPT))
+            returned = self._return_blocks(batch, zeroed, flag=flag)
         return returned
 
     def _settle_residence(self, batch: Batch, outcome: Outcome) -> None:
@@ -131,8 +155,8 @@ class Cycle:
                 present = self._residence(pfn, order)
                 set_residence(self.zone.address, pfn, np.where(present, RESIDENT, RETURNED).astype(np.uint8))
 
-    def _return_blocks(self, batch: Batch, *, flag: bool) -> int:
-        """Put the blocks back on their lists, flagged or not; how many were still in flight."""
+    def _return_blocks(self, batch: Batch, zeroed: np.ndarray, *, flag: bool) -> int:
+        """Put the blocks back on their lists, flagged or not, those of ``zeroed`` marked; how many were in flight."""
         returned = table.locked_put_back(
             self.zone.address,
             self.policy.number,
@@ -140,6 +164,7 @@ class Cycle:
             batch.orders,
             batch.pfns.size,
             flag,
+            zeroed,
             self.put_back_holds,
             self._scratch,
         )
@@ -161,7 +186,7 @@ class Cycle:
         _check(requested)
         return bool(requested)
 
-    def run(self, report: Callable[[Batch], Outcome]) -> RunStatistics:
+    def run(self, report: Callable[[Batch], Outcome | Answer]) -> RunStatistics:
         """One whole run. ``report`` is called without the lock (S10); a failed report ends the run (S8).
 
         A batch whose ``report`` raises is put back as withdrawn, and the run ended, before the error goes on.
@@ -172,15 +197,15 @@ class Cycle:
         self.begin()
         try:
             while (batch := self.pull()) is not None:
-                outcome = Outcome.WITHDRAWN
+                answer: Outcome | Answer = Outcome.WITHDRAWN
                 try:
-                    outcome = report(batch)
+                    answer = report(batch)
                 finally:
-                    failed = outcome not in (Outcome.DONE, Outcome.KEPT)
-                    if outcome is Outcome.UNSETTLED:
+                    failed = _outcome_of(answer) not in (Outcome.DONE, Outcome.KEPT)
+                    if _outcome_of(answer) is Outcome.UNSETTLED:
                         self._more = False
                     else:
-                        self.put_back(batch, outcome)
+                        self.put_back(batch, answer)
                 batches += 1
                 blocks += batch.pfns.size
                 pages += batch.pages
@@ -188,6 +213,10 @@ class Cycle:
             requested = self.end(abandon=failed)
         visited = self.zone.statistics().nodes_visited - visited
         return RunStatistics(batches, blocks, pages, visited, failed, requested)
+
+
+def _outcome_of(answer: Outcome | Answer) -> Outcome:
+    return answer.outcome if isinstance(answer, Answer) else answer
 
 
 def _check(code: int) -> None:

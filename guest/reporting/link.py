@@ -9,7 +9,8 @@ Invariants:
 * A report is withdrawn by closing the *gate*: the host discards only while it holds a lock on the RAM object and only
   what is not withdrawn there; so once this end has held that lock and written the report's number, no discard for it
   can begin, however late the host wakes (S5). While the host holds the gate the blocks stay in flight.
-* An acknowledgement counts only with this process's epoch and the number that is waited for.
+* An acknowledgement counts only with this process's epoch and the number that is waited for, and only if what it
+  confirms as zero is one bit a block of that report, or nothing (Z1).
 
 Rejected: a deadline in the message (the host can be stopped between looking at the clock and discarding); taking the
 message back out of the queue (tells nothing once the host has received it).
@@ -25,12 +26,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from common import messages, names
 from common.errors import LabError, MachineError, MessageError, PeerError, UsageError
 from common.messages import Status
 from common.queues import Queue, create_ack_queue, create_report_queue
 from common.ramobject import RamObject
-from guest.reporting.cycle import Batch, Outcome
+from guest.reporting.cycle import Answer, Batch, Outcome
 
 __all__ = ["Link", "LinkStatistics"]
 
@@ -92,6 +95,7 @@ class Link:
         self._sequence = 0
         self._ack: messages.Ack | None = None
         self._awaited = 0
+        self._awaited_blocks = 0
         self._stopping = False
         self._refused = False
         self._hello_due = False
@@ -154,13 +158,15 @@ class Link:
 
     # -- reports, on the reporter's thread ----------------------------------------------------------------------------
 
-    def report(self, batch: Batch) -> Outcome:
+    def report(self, batch: Batch) -> Answer:
         """Send one batch and settle it: acknowledged, failed, or withdrawn for certain. Sleeps; holds no zone lock."""
+        none = np.zeros(batch.pfns.size, dtype=np.bool_)
         with self._condition:
             if not self.connected:
-                return Outcome.WITHDRAWN  # nothing was sent, so there is nothing to withdraw
+                return Answer(Outcome.WITHDRAWN, none)  # nothing was sent, so there is nothing to withdraw
             self._sequence += 1
             sequence = self._awaited = self._sequence
+            self._awaited_blocks = none.size
             self._ack = None
         self._reports += 1
         deadline = time.monotonic() + self._deadline_s
@@ -179,10 +185,11 @@ class Link:
                     lambda: self._ack is not None or not self.connected or self._stopping,
                     max(0.0, deadline - time.monotonic()),
                 )
-        return self._settle(sequence)
+        outcome, ack = self._settle(sequence)
+        return Answer(outcome, none if ack is None else messages.unpack_zeroed(ack.zeroed, none.size))
 
-    def _settle(self, sequence: int) -> Outcome:
-        """The outcome of the report that is out; withdraws it if there is no answer yet.
+    def _settle(self, sequence: int) -> tuple[Outcome, messages.Ack | None]:
+        """The outcome of the report that is out, and its answer; withdraws it if there is no answer yet.
 
         UNSETTLED only when stopping, and only while the host sits inside the gate for longer than the grace.
         """
@@ -202,7 +209,7 @@ class Link:
                     ack, self._awaited = self._ack, 0
                 if ack is None:
                     self._withdrawn += 1
-                    return Outcome.WITHDRAWN
+                    return Outcome.WITHDRAWN, None
             if ack is not None:
                 with self._condition:
                     self._awaited = 0  # the same answer once more is stale
@@ -211,14 +218,14 @@ class Link:
                     self._failed += 1
                 elif outcome is Outcome.WITHDRAWN:
                     self._withdrawn += 1
-                return outcome
+                return outcome, ack
             # The host is inside the gate: it is discarding these blocks, or stopped while it does. They stay in flight.
             with self._condition:
                 self._condition.wait_for(lambda: self._ack is not None, _GATE_RETRY_S)
                 if self._stopping:
                     stop_by = stop_by or time.monotonic() + _STOP_GRACE_S
                     if time.monotonic() > stop_by:
-                        return Outcome.UNSETTLED
+                        return Outcome.UNSETTLED, None
 
     def _take_back(self) -> None:
         """Empty the report queue of what nobody has received: it is withdrawn."""
@@ -262,6 +269,7 @@ class Link:
         if isinstance(message, messages.Ack):
             with self._condition:
                 if message.epoch == self._hello.epoch and message.seq == self._awaited:
+                    messages.unpack_zeroed(message.zeroed, self._awaited_blocks)  # or it is no answer to this report
                     self._ack = message
                     self._condition.notify_all()
                 else:

@@ -18,7 +18,7 @@ from common.errors import LabError, UsageError
 from common.mutex import post_semaphore, wait_semaphore
 from guest.allocator import entry
 from guest.allocator.zone import Zone
-from guest.reporting.cycle import Batch, Cycle, Outcome
+from guest.reporting.cycle import Answer, Batch, Cycle, Outcome
 from guest.reporting.link import Link
 
 __all__ = ["Reporter", "ReporterStatistics"]
@@ -109,17 +109,18 @@ class Reporter(threading.Thread):
             # posts the semaphore, so the next try waits for a host and for the delay like any other.
             entry.locked_request(self.zone.address)
 
-    def _report(self, batch: Batch) -> Outcome:
+    def _report(self, batch: Batch) -> Outcome | Answer:
         self._outcome = Outcome.WITHDRAWN
         if self._stop_event.is_set():
             return self._outcome  # S13: unregistering waits for this run, so it must end soon
-        outcome = self._outcome = self._link.report(batch)
-        if outcome in (Outcome.DONE, Outcome.KEPT):
+        answer = self._link.report(batch)
+        self._outcome = answer.outcome
+        if answer.outcome in (Outcome.DONE, Outcome.KEPT):
             self._batches += 1
             self._blocks += int(batch.pfns.size)
             self._pages += batch.pages
             self.timeline.append((time.monotonic_ns(), int(batch.pfns.size), batch.pages << 12))
-        return outcome
+        return answer
 
     def statistics(self) -> ReporterStatistics:
         """Counts so far."""

@@ -144,13 +144,17 @@ def locked_pull(address, policy, pfns, orders, holds, scratch):  # type: ignore[
 
 
 @kernel
-def locked_put_back(address, policy, pfns, orders, count, reported, holds, scratch):  # type: ignore[no-untyped-def]
-    """Put one batch back; returns how many blocks were still in flight, or E_LOCK. Arguments as in ``locked_pull``."""
+def locked_put_back(address, policy, pfns, orders, count, reported, zeroed, holds, scratch):  # type: ignore[no-untyped-def]
+    """Put one batch back; returns how many blocks were still in flight, or E_LOCK. Arguments as in ``locked_pull``.
+
+    ``zeroed``: bool[count], the blocks that the host confirmed as zero (Z1).
+    """
     zone = open_zone(address)
     returned = np.int64(0)
     if not lock_zone(zone):
         return np.int64(E_LOCK)
     start = clock_ns(scratch)
+    blocks.mark_zeroed(zone, pfns, orders, count, zeroed)
     if BOUNDARY <= policy <= ROTATE:
         returned = blocks.put_back(zone, pfns, orders, count, reported, FPI_SKIP_REPORT_NOTIFY | FPI_TO_TAIL)
     elapsed = clock_ns(scratch) - start

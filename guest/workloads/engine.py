@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from common.layout import C_ALLOCATED_BYTES, C_FREED_BYTES, W_ACTIVE
+from common.layout import C_ALLOCATED_BYTES, C_FREED_BYTES, W_ACTIVE, W_POISON
 from common.native import clock_ns, kernel, load_i64
 from common.statistics import record
 from guest.allocator.percpu import alloc_pages, cpu_slot, free_pages
 from guest.allocator.shuffle import next_random
 from guest.allocator.view import ctl_of, open_zone
-from guest.memory import check_stamps, use_pages
+from guest.memory import check_stamps, poison_pages, use_pages
 
 __all__ = [
     "AGAIN",
@@ -115,11 +115,15 @@ def acquire(zone, address, ram_address, state, held, times, finding, scratch, or
 
 @kernel
 def release(zone, ram_address, state, held, finding, index, min_order):  # type: ignore[no-untyped-def]
-    """Check and free the block at ``index`` of the pile; the last one takes its place. Returns its pages."""
+    """Check and free the block at ``index`` of the pile, poisoned if the zone asks for it; the last one takes its
+    place. Returns its pages.
+    """
     pfn, order, tag = held[index, 0], held[index, 1], held[index, 2]
     cpu = state[S_CPU]
     slot = cpu_slot(cpu)
     check_stamps(zone, ram_address, slot, finding, pfn, order, tag)
+    if ctl_of(zone)[W_POISON] != 0:
+        poison_pages(zone, ram_address, pfn, order)
     if free_pages(zone, cpu, pfn, order) != 0:
         state[S_REFUSED] += 1
     last = state[S_HELD] - 1

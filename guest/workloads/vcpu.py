@@ -14,7 +14,7 @@ import numpy as np
 from common.errors import LabError, UsageError
 from common.statistics import HISTOGRAM_WORDS
 from guest.allocator.zone import Zone
-from guest.memory import FINDING_WORDS, STAMP_LOST
+from guest.memory import FINDING_WORDS, POISON_LOST, STAMP_LOST, ZERO_LOST
 from guest.workloads import burst, churn, engine, memhog, page_fault
 
 __all__ = ["WORKLOADS", "Job", "VCpu", "WorkloadSettings", "check_workload"]
@@ -25,6 +25,11 @@ WORKLOADS: dict[str, Any] = {
     "page-fault": page_fault.step,
     "churn": churn.step,
     "burst": burst.step,
+}
+_FINDINGS = {
+    STAMP_LOST: "its stamp is gone",
+    ZERO_LOST: "a page that was never used, given back or confirmed as zero does not read as zeros",
+    POISON_LOST: "the poison of a freed page is gone",
 }
 BUDGET_PAGES = 2048  # of one step: with faults some milliseconds, so that a stop is heard soon
 MAX_PAUSES = 4096  # kept of a vCPU, the newest
@@ -201,5 +206,4 @@ class VCpu(threading.Thread):
         kind, pfn, expected, found = (int(word) for word in self.finding)
         if not kind:
             return ""
-        what = "its stamp is gone" if kind == STAMP_LOST else "a discarded page does not read as zeros"
-        return f"{self.name}: pfn {pfn}: {what}: expected {expected:#x}, found {found:#x}"
+        return f"{self.name}: pfn {pfn}: {_FINDINGS[kind]}: expected {expected:#x}, found {found:#x}"

@@ -33,8 +33,10 @@ from common.messages import (
     decode,
     encode,
     pack_blocks,
+    pack_zeroed,
     report_msg_bytes,
     unpack_blocks,
+    unpack_zeroed,
 )
 
 LONGEST_NAME = "a" * 32
@@ -43,6 +45,7 @@ _pids = st.integers(1, MAX_PID)
 _positive = st.integers(1, MAX_I63)
 _natural = st.integers(0, MAX_I63)
 _blocks = st.integers(1, 64).flatmap(lambda n: st.binary(min_size=4 * n, max_size=4 * n))
+_bits = st.binary(max_size=MAX_CAPACITY // 8)
 _reasons = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=MAX_REASON_CHARS)
 messages: st.SearchStrategy[Message] = st.one_of(
     st.builds(
@@ -54,22 +57,23 @@ messages: st.SearchStrategy[Message] = st.one_of(
         st.sampled_from(["shared", "model"]),
         st.integers(1, MAX_CAPACITY),
         st.integers(0, TOP_ORDER),
+        st.integers(0, 255),
     ),
     st.builds(Goodbye, _names, _pids, _positive),
     st.builds(Report, _positive, _positive, st.booleans(), _natural, _blocks),
     st.builds(Welcome, _pids, _positive),
-    st.builds(Ack, _positive, _positive, st.sampled_from(Status), _natural, _natural),
+    st.builds(Ack, _positive, _positive, st.sampled_from(Status), _natural, _natural, _bits),
     st.builds(Announce, _pids),
     st.builds(Refuse, _reasons),
 )
 
 LARGEST: list[tuple[Message, int]] = [
-    (Hello(LONGEST_NAME, MAX_PID, MAX_I63, MAX_PAGES, "shared", MAX_CAPACITY, TOP_ORDER), CONTROL_MSG_BYTES),
+    (Hello(LONGEST_NAME, MAX_PID, MAX_I63, MAX_PAGES, "shared", MAX_CAPACITY, TOP_ORDER, 255), CONTROL_MSG_BYTES),
     (Goodbye(LONGEST_NAME, MAX_PID, MAX_I63), CONTROL_MSG_BYTES),
     (Report(MAX_I63, MAX_I63, True, MAX_I63, bytes(4 * MAX_CAPACITY)), report_msg_bytes(MAX_CAPACITY)),
     (Report(MAX_I63, MAX_I63, True, MAX_I63, bytes(4)), report_msg_bytes(1)),
     (Welcome(MAX_PID, MAX_I63), ACK_MSG_BYTES),
-    (Ack(MAX_I63, MAX_I63, Status.INHIBITED, MAX_I63, MAX_I63), ACK_MSG_BYTES),
+    (Ack(MAX_I63, MAX_I63, Status.INHIBITED, MAX_I63, MAX_I63, bytes(MAX_CAPACITY // 8)), ACK_MSG_BYTES),
     (Announce(MAX_PID), ACK_MSG_BYTES),
     (Refuse("x" * MAX_REASON_CHARS), ACK_MSG_BYTES),
 ]
@@ -183,6 +187,7 @@ _NOT_INTEGERS = [True, None, 1.0, float("nan"), float("inf"), "1", b"1", [1], -1
         *((1, _HELLO, "backend", value) for value in ["", "uffd", b"shared", None, 0, ["shared"], {"shared": 1}]),
         *((1, _HELLO, "capacity", value) for value in [*_NOT_INTEGERS, 0, MAX_CAPACITY + 1]),
         *((1, _HELLO, "min_order", value) for value in [*_NOT_INTEGERS, TOP_ORDER + 1]),
+        *((1, _HELLO, "poison", value) for value in [*_NOT_INTEGERS, 256]),
         *((3, _REPORT, "seq", value) for value in [*_NOT_INTEGERS, 0]),
         *((3, _REPORT, "last", value) for value in [0, 1, None, "True"]),
         *((3, _REPORT, "pulled_ns", value) for value in _NOT_INTEGERS),
@@ -190,6 +195,7 @@ _NOT_INTEGERS = [True, None, 1.0, float("nan"), float("inf"), "1", b"1", [1], -1
         (3, _REPORT, "blocks", bytes(4 * MAX_CAPACITY + 4)),
         *((5, _ACK, "status", value) for value in [*_NOT_INTEGERS, max(Status) + 1]),
         *((5, _ACK, "freed_bytes", value) for value in _NOT_INTEGERS),
+        *((5, _ACK, "zeroed", value) for value in ["", None, 0, [1], bytes(MAX_CAPACITY // 8 + 1)]),
     ],
 )
 def test_a_field_out_of_bounds_is_refused(kind: int, fields: dict[str, Any], field: str, value: Any) -> None:
@@ -217,3 +223,20 @@ def test_packed_blocks_are_little_endian_words() -> None:
 def test_what_does_not_fit_is_not_packed(pfn: int, order: int) -> None:
     with pytest.raises(ValueError, match="does not fit"):
         pack_blocks(np.array([pfn], dtype=np.int64), np.array([order], dtype=np.int64))
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=70))
+def test_z1_confirmed_blocks_unpack_to_the_same(zeroed: list[bool]) -> None:
+    packed = pack_zeroed(np.array(zeroed))
+    assert len(packed) == (-(-len(zeroed) // 8) if any(zeroed) else 0)
+    assert unpack_zeroed(packed, len(zeroed)).tolist() == zeroed
+
+
+def test_z1_the_first_block_is_the_lowest_bit() -> None:
+    assert pack_zeroed(np.array([True] + [False] * 8 + [True])) == b"\x01\x02"
+
+
+@pytest.mark.parametrize(("packed", "count"), [(b"\1", 9), (b"\1\0", 8), (b"\x10", 4), (b"\0\2", 9), (bytes(3), 9)])
+def test_z1_bits_that_are_not_one_a_block_are_refused(packed: bytes, count: int) -> None:
+    with pytest.raises(MessageError):
+        unpack_zeroed(packed, count)

@@ -16,7 +16,7 @@ from common.messages import Ack, Hello, Message, Report, Status, Welcome, decode
 from common.names import ack_queue, report_queue
 from common.queues import Queue, create_control_queue
 from common.ramobject import RamObject
-from guest.reporting.cycle import Batch, Outcome
+from guest.reporting.cycle import Answer, Batch, Outcome
 from guest.reporting.link import Link
 
 __all__ = ["GUEST", "HOUR_NS", "MIB", "N_PAGES", "PATIENCE_S", "HandHost", "Wire", "a_batch", "hello_of", "open_wire"]
@@ -92,9 +92,9 @@ class HandHost:
         assert isinstance(message, Report)
         return message
 
-    def answer(self, report: Report, status: Status = Status.DONE) -> None:
+    def answer(self, report: Report, status: Status = Status.DONE, zeroed: bytes = b"") -> None:
         """Acknowledge ``report``."""
-        self.say(Ack(report.epoch, report.seq, status, 0, 0))
+        self.say(Ack(report.epoch, report.seq, status, 0, 0, zeroed))
 
     def close(self) -> None:
         """Remove the control queue, close the ends of the guest's objects."""
@@ -114,8 +114,12 @@ class Wire:
         self._pool = concurrent.futures.ThreadPoolExecutor(1)
 
     def report(self, batch: Batch | None = None) -> concurrent.futures.Future[Outcome]:
-        """Report a batch from the other thread."""
-        return self._pool.submit(self.link.report, batch or a_batch())
+        """Report a batch from the other thread; what became of it."""
+        return self._pool.submit(lambda: self.link.report(batch or a_batch()).outcome)
+
+    def report_in_full(self, batch: Batch) -> concurrent.futures.Future[Answer]:
+        """The same, with what the host confirmed."""
+        return self._pool.submit(self.link.report, batch)
 
     def close(self) -> None:
         """End the link, then the thread, which cannot wait for anything any more."""

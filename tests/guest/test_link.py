@@ -353,3 +353,25 @@ def test_s13_stop_gives_up_on_a_host_that_is_stopped_inside_the_gate(
     hasty.link.stop()
     assert pending.result(PATIENCE_S) is Outcome.UNSETTLED
     host.ram.ungate()
+
+
+# Confirmation
+
+
+@pytest.mark.parametrize("status", [Status.DONE, Status.FAILED])
+def test_z1_the_answer_says_which_blocks_the_host_confirmed(host: HandHost, wire: Wire, status: Status) -> None:
+    pending = wire.report_in_full(a_batch(*range(0, 9 * 512, 512)))
+    host.answer(host.report(), status, b"\x82\x01")
+    answer = pending.result(PATIENCE_S)
+    assert answer.zeroed.tolist() == [False, True, False, False, False, False, False, True, True]
+
+
+def test_z1_bits_that_do_not_fit_the_report_are_no_answer_to_it(host: HandHost, wire: Wire) -> None:
+    pending = wire.report_in_full(a_batch(512, 1024))
+    report = host.report()
+    for wrong in (b"\1\0", b"\4", b"\x80"):
+        host.answer(report, zeroed=wrong)
+    wait_until(lambda: wire.link.statistics().malformed == 3)
+    assert not pending.done()
+    host.answer(report)
+    assert pending.result(PATIENCE_S).zeroed.tolist() == [False, False]

@@ -12,12 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.geometry import PAGE_BYTES, TOP_ORDER
-from common.messages import Hello, Report, Status, pack_blocks
+from common.messages import Ack, Hello, Report, Status, pack_blocks, unpack_zeroed
 from common.ramobject import RamObject
+from host import discard as discard_module
 from host.accounting import Counters
 from host.batch import Discarding, check_blocks, process_report
 from host.discard import SharedBackend
-from host.proof import best_proof
+from host.proof import best_proof, punch_hole
 from tests.host.stand_in import N_PAGES, StandIn
 
 HELLO = Hello("g0", 1, 1, N_PAGES, "shared", 16, 3)
@@ -86,10 +87,19 @@ class Arranged:
         guest.touch()
 
     def process(self, *blocks: tuple[int, int], seq: int = 1, discarding: Discarding = Discarding()) -> Status:  # noqa: B008
+        return self.acknowledge(*blocks, seq=seq, discarding=discarding).status
+
+    def acknowledge(
+        self,
+        *blocks: tuple[int, int],
+        seq: int = 1,
+        discarding: Discarding = Discarding(),  # noqa: B008
+        hello: Hello = HELLO,
+    ) -> Ack:
         report = Report(1, seq, True, 0, pack(*blocks))
-        ack = process_report(report, HELLO, self.ram, self.backend, self.counters, discarding)
+        ack = process_report(report, hello, self.ram, self.backend, self.counters, discarding)
         assert (ack.epoch, ack.seq) == (1, seq)
-        return ack.status
+        return ack
 
     def untouched(self) -> bool:
         """Whether nothing at all was discarded."""
@@ -174,3 +184,71 @@ def test_s11_a_guest_without_gate_page_fails_its_own_report(arranged: Arranged) 
     assert arranged.untouched()
     assert arranged.counters.failures == 2
     assert arranged.guest.ram.try_gate()
+
+
+def zeroed_of(ack: Ack, count: int) -> list[bool]:
+    flags: list[bool] = unpack_zeroed(ack.zeroed, count).tolist()
+    return flags
+
+
+def test_z1_what_was_discarded_is_confirmed_one_bit_a_block(arranged: Arranged) -> None:
+    ack = arranged.acknowledge((1536, 9), (0, 9), (512, 9), (3072, 3))
+    assert ack.status is Status.DONE
+    assert zeroed_of(ack, 4) == [True] * 4
+    for pfn, order in ((1536, 9), (0, 9), (512, 9), (3072, 3)):
+        assert not arranged.guest.memory[pfn : pfn + (1 << order)].any()
+
+
+@pytest.mark.parametrize("bad", [0, 512, 1536])
+def test_z1_a_block_whose_discard_was_refused_is_not_confirmed_and_the_order_is_the_report_s(
+    arranged: Arranged, monkeypatch: pytest.MonkeyPatch, bad: int
+) -> None:
+    def refusing(descriptor: int, offset: int, length: int) -> None:
+        if offset == bad * PAGE_BYTES:
+            raise PermissionError
+        punch_hole(descriptor, offset, length)
+
+    monkeypatch.setattr(discard_module, "punch_hole", refusing)
+    pfns = [1536, 0, 512] if bad != 512 else [1536, 512]  # 0 and 512 are neighbours: punched in one call, or by itself
+    ack = arranged.acknowledge(*((pfn, 9) for pfn in pfns))
+    assert ack.status is Status.FAILED
+    discarded = [not arranged.guest.memory[pfn : pfn + 512].any() for pfn in pfns]
+    assert zeroed_of(ack, len(pfns)) == discarded
+    assert any(discarded)
+    assert not all(discarded)
+
+
+def test_z1_of_neighbours_punched_together_only_those_without_data_are_confirmed(
+    arranged: Arranged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half(descriptor: int, offset: int, length: int) -> None:
+        punch_hole(descriptor, offset, length // 2)
+
+    monkeypatch.setattr(discard_module, "punch_hole", half)
+    ack = arranged.acknowledge((512, 9), (0, 9))
+    assert ack.status is Status.FAILED
+    assert zeroed_of(ack, 2) == [False, True]
+
+
+def test_z1_s12_nothing_is_confirmed_where_nothing_was_discarded(arranged: Arranged) -> None:
+    """Inhibited, rejected, withdrawn, busy."""
+    acks = [
+        arranged.acknowledge((0, 9), discarding=Discarding(inhibit=True)),
+        arranged.acknowledge((0, 9), (513, 9), seq=2),
+    ]
+    assert arranged.guest.ram.try_gate()
+    acks.append(arranged.acknowledge((0, 9), seq=3))
+    arranged.guest.ram.withdraw(4)
+    arranged.guest.ram.ungate()
+    acks.append(arranged.acknowledge((0, 9), seq=4))
+    assert [ack.status for ack in acks] == [Status.INHIBITED, Status.REJECTED, Status.BUSY, Status.WITHDRAWN]
+    assert [ack.zeroed for ack in acks] == [b""] * 4
+    assert arranged.untouched()
+
+
+@pytest.mark.parametrize("poison", [1, 0xAA, 255])
+def test_z4_s12_of_a_guest_that_poisons_nothing_is_discarded_nor_confirmed(arranged: Arranged, poison: int) -> None:
+    ack = arranged.acknowledge((0, 9), hello=dataclasses.replace(HELLO, poison=poison))
+    assert (ack.status, ack.zeroed) == (Status.INHIBITED, b"")
+    assert arranged.untouched()
+    assert arranged.counters.inhibited == 1

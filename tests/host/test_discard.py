@@ -135,6 +135,7 @@ def test_the_model_backend_marks_what_it_claims(ram: RamObject, guest: StandIn, 
     backend = BACKENDS["model"](ram, N_PAGES, proof)
     outcome = backend.discard(np.array([0, 512]), np.array([1, 1024]))
     assert outcome == Discarded(freed_bytes=513 * PAGE_BYTES, modelled_bytes=513 * PAGE_BYTES)
+    assert outcome.zeroed.tolist() == [True, True]  # Z1: it has no contents that could belie it
     assert (guest.memory == 0xA5).all()
 
 

@@ -81,6 +81,7 @@ def test_every_setting_reaches_the_guests(tmp_path: Path) -> None:
         guests=2, memory=64 * MIB, vcpus=3, backend="model", policy="off", min_order=4, delay_ns=1_234_567, capacity=7,
         fill=0.123, hold_ns=5, idle_ns=0, seed=99, duration_s=0.25, shuffle=True, merge_likely=False, workload="churn",
         high_water_mark=5, deadline_ns=2_000_000, pcp_batch=0, pcp_high=9, work_order=3, inhibit_discard=True,
+        host_zeroed=True, poison=170,
     )  # fmt: skip
     plan = make_plan(settings, tmp_path)
     assert settings_of(HostSettings, plan.host).inhibit_discard

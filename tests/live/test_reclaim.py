@@ -106,6 +106,37 @@ def test_s12_an_inhibited_host_acknowledges_and_takes_nothing(lab: Lab) -> None:
     assert result["returned_bytes"] == result["refaults"] == 0
 
 
+@pytest.mark.parametrize("backend", ["shared", "model"])
+def test_z1_what_the_host_gave_back_is_not_cleared_again(lab: Lab, backend: str) -> None:
+    host = lab.host()
+    guest = lab.guest("g0", *SHORT_TURNS, "--host-zeroed", "--backend", backend)
+    guest.returns(2 * 16 * MIB // 4096)
+    result = guest.stop()
+    account = host.stop()
+    assert (result["ok"], result["violations"]) == (True, 0)
+    assert 0 < result["zeroing_skipped_pages"] <= result["refaults"] + result["first_touches"]
+    assert account["host"]["failures"] == 0
+
+
+def test_z1_without_the_switch_everything_is_cleared(lab: Lab) -> None:
+    host = lab.host()
+    guest = lab.guest("g0", *SHORT_TURNS)
+    guest.returns(2 * 16 * MIB // 4096)
+    _account, (result,) = end(host, guest)
+    assert result["zeroing_skipped_pages"] == 0
+
+
+def test_z4_s12_a_guest_that_poisons_keeps_its_pages_and_their_poison(lab: Lab) -> None:
+    host = lab.host()
+    guest = lab.guest("g0", *SHORT_TURNS, "--poison", "170", "--host-zeroed")
+    wait_until(lambda: guest.look().reported_pages > 0, PATIENCE_S)
+    guest.works(100)
+    account, (result,) = end(host, guest)
+    assert account["host"]["inhibited"] == result["reports"] > 0
+    assert result["returned_bytes"] == result["refaults"] == result["zeroing_skipped_pages"] == 0
+    assert result["final_resident_bytes"] == result["peak_resident_bytes"] > 0
+
+
 def test_a_killed_guest_leaves_nothing_and_the_other_goes_on(lab: Lab) -> None:
     host = lab.host()
     doomed = lab.guest("g0", *CHURN, "--min-order", "0")
