@@ -103,10 +103,11 @@ def run(namespace: argparse.Namespace) -> int:
     settings, plan = read(namespace)
     if settings.json:
         check_output(settings.json, force=settings.force)
-    costs = _costs(settings.costs) if "virtual" in plan.modes else None
-    from lab.experiment.engines import open_engine
+    from lab.experiment.engines import check_address, open_engine
     from lab.experiment.execute import execute
 
+    check_address(settings.engine)
+    costs = _costs(settings.costs) if "virtual" in plan.modes else None
     return run_comparison(settings, plan, namespace.command_line, costs=costs, execute=execute, open_engine=open_engine)
 
 

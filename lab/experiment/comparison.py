@@ -174,7 +174,7 @@ class Comparison:
             f"Each figure is the median of {repeats} runs ± half the interquartile range.",
         ]
         if not self.tests:
-            notes.append("No rank test was made: there is nothing to test.")
+            notes.append("No rank test was made.")
         else:
             notes.append(
                 f"p: two-sided rank test (Mann-Whitney) against {self.first}; + better, - worse, ~ other, where p is "
