@@ -191,7 +191,7 @@ def _costs(path: str) -> dict[str, Any]:
     """
     from lab.virtual.costs import Costs
 
-    return (Costs.load(path) if path else Costs.load()).as_dict()
+    return Costs.load(path or None).as_dict()
 
 
 def _exit_code(comparison: Comparison) -> int:

@@ -19,11 +19,11 @@ GIB = 1 << 30
 _CHARACTER = {"off": (1.0, 1.0), "boundary": (0.97, 0.55), "rotate": (0.98, 0.6), "hint": (0.9, 0.7)}
 
 
-def made_result(spec: RunSpec, *, points: int = 40, **metrics: float | None) -> RunResult:
+def made_result(spec: RunSpec, **metrics: float | None) -> RunResult:
     """A result with the given figures and 0 elsewhere; its footprint falls from the memory to a tenth of it."""
     unknown = set(metrics) - set(METRICS)
     assert not unknown, unknown
-    times = np.linspace(0.0, spec.duration_ns / 1e9, points)
+    times = np.linspace(0.0, spec.duration_ns / 1e9, 40)
     resident = spec.memory * np.where(times < times[-1] / 2, 1.0, 0.1)
     series = {
         "t_s": times,
