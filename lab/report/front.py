@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from lab.experiment.comparison import throughput
 from lab.experiment.metrics import RunResult
+from lab.experiment.pareto import front, knee
 from lab.experiment.spec import Mode, RunSpec
 from lab.experiment.statistics import Summary, summarize
 from lab.report.load import name_results
@@ -21,14 +24,12 @@ class Point:
     Attributes:
         footprint: GiB·min, less is better.
         work: page operations a second, more is better; of a job its length in s, less is better.
-        speed: ``work`` so that more is better.
     """
 
     name: str
     spec: RunSpec
     footprint: Summary
     work: Summary
-    speed: float
 
     @property
     def x(self) -> float:
@@ -41,11 +42,6 @@ class Point:
         """Median of ``work``."""
         assert self.work.median is not None
         return self.work.median
-
-    def beats(self, other: Point) -> bool:
-        """At least as good in both, and better in one."""
-        at_least = self.x <= other.x and self.speed >= other.speed
-        return at_least and (self.x < other.x or self.speed > other.speed)
 
 
 @dataclass(frozen=True)
@@ -78,9 +74,13 @@ def fronts(results: Sequence[RunResult]) -> list[Front]:
         group = [result for side in by_name.values() for result in side]
         is_job = all(result.spec.work_pages and result.metrics.get("job_s") for result in group)
         points = [point for name, side in by_name.items() if (point := _point(name, side, is_job=is_job))]
-        best = [point for point in points if not any(other.beats(point) for other in points)]
-        best.sort(key=lambda point: (point.x, -point.speed, point.name))
-        found.append(Front(mode, workload, is_job, tuple(points), tuple(best), _knee(best)))
+        table = np.array([(point.x, point.y) for point in points]).reshape(-1, 2)
+        better = (-1, -1 if is_job else 1)
+        on_front = front(table, better)
+        best = [point for point, is_on in zip(points, on_front, strict=True) if is_on]
+        best.sort(key=lambda point: (point.x, point.name))
+        bend = knee(table, better)
+        found.append(Front(mode, workload, is_job, tuple(points), tuple(best), None if bend is None else points[bend]))
     return found
 
 
@@ -89,16 +89,4 @@ def _point(name: str, results: Sequence[RunResult], *, is_job: bool) -> Point | 
     work = summarize([result.metrics.get("job_s") if is_job else throughput(result) for result in results])
     if footprint.median is None or work.median is None:
         return None
-    return Point(name, results[0].spec, footprint, work, -work.median if is_job else work.median)
-
-
-def _knee(best: Sequence[Point]) -> Point | None:
-    if len(best) < 3:
-        return None
-    width, height = best[-1].x - best[0].x, best[-1].speed - best[0].speed
-    if not width or not height:
-        return None
-    # Scaled, the front goes from (0, 0) to (1, 1), and better is up and to the left: how far above the diagonal?
-    above = [(point.speed - best[0].speed) / height - (point.x - best[0].x) / width for point in best]
-    highest = max(above)
-    return best[above.index(highest)] if highest > 0 else None
+    return Point(name, results[0].spec, footprint, work)

@@ -205,7 +205,8 @@ def _draw_latencies(
 
 def _in_lines(name: str) -> str:
     """``name`` in lines short enough to leave room for the axes."""
-    return "\n".join(textwrap.wrap(name, 28, max_lines=3, placeholder="…"))
+    lines = textwrap.wrap(name.replace(":", ": "), 28, max_lines=3, placeholder="…", break_on_hyphens=False)
+    return "\n".join(lines).replace(": ", ":")
 
 
 def _duration(value_ns: float) -> str:

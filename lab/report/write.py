@@ -22,6 +22,7 @@ from lab.report.tables import comparison_tables, markdown, runs_csv, summary_csv
 __all__ = ["PAGE", "write_report"]
 
 PAGE = "index.html"
+_SUMMARY, _RUNS, _TABLES = "summary.csv", "runs.csv", "tables.md"
 
 
 def write_report(experiment: Experiment, folder: str, *, force: bool) -> list[str]:
@@ -33,19 +34,19 @@ def write_report(experiment: Experiment, folder: str, *, force: bool) -> list[st
         UsageError: the folder holds files of those names and ``force`` is not given, or it cannot be one.
         MachineError: a file could not be written; those before it are whole.
     """
+    _make_folder(folder)
+    for name in (_SUMMARY, _RUNS, _TABLES, PAGE):  # before the pictures, which take a while
+        check_output(os.path.join(folder, name), force=force)
     tables = comparison_tables(experiment.comparison)
     pictures = list(_pictures(experiment))
     files = {
-        "summary.csv": summary_csv(experiment.comparison).encode(),
-        "runs.csv": runs_csv(experiment.samples).encode(),
-        "tables.md": markdown(
-            headline(experiment), findings(experiment), tables, experiment.comparison.notes()
-        ).encode(),
+        _SUMMARY: summary_csv(experiment.comparison).encode(),
+        _RUNS: runs_csv(experiment.samples).encode(),
+        _TABLES: markdown(headline(experiment), findings(experiment), tables, experiment.comparison.notes()).encode(),
     }
     for picture in pictures:
         files |= {f"{picture.name}.png": picture.png, f"{picture.name}.svg": picture.svg}
     files[PAGE] = render_page(experiment, tables, pictures).encode()
-    _make_folder(folder)
     paths = {os.path.join(folder, name): data for name, data in files.items()}
     for path in paths:
         check_output(path, force=force)  # all of them before the first is written
