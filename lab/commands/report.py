@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 
 from common.cli import EXIT_OK
 
@@ -24,5 +25,6 @@ def run(namespace: argparse.Namespace) -> int:
 
     folder = namespace.out or os.path.join(namespace.directory, "report")
     paths = write_report(load_experiment(namespace.directory), folder, force=namespace.force)
-    print(paths[-1])
+    if sys.stdout is not None:  # closed by whoever started us
+        sys.stdout.write(f"{paths[-1]}\n")
     return EXIT_OK
