@@ -138,13 +138,14 @@ def run_plan(
         runs = plan.runs(mode)
         found = {run: store.there[run.key] for run in runs if run.key in store.there}
         missing = [run for run in runs if run not in found]
-        progress.start(mode, [run.spec for run in missing])
-        payloads = [{"spec": run.spec.as_dict(), "costs": costs if mode == "virtual" else None} for run in missing]
-        with open_engine(LIVE_ENGINE if mode == "live" else address) as engine:
-            for index, answer in engine.run(execute, payloads):
-                run = missing[index]
-                found[run] = RunResult.from_dict(answer)
-                store.append(found[run], run.repeat)
-                progress.done(run.spec)
+        if missing:
+            progress.start(mode, [run.spec for run in missing])
+            payloads = [{"spec": run.spec.as_dict(), "costs": costs if mode == "virtual" else None} for run in missing]
+            with open_engine(LIVE_ENGINE if mode == "live" else address) as engine:
+                for index, answer in engine.run(execute, payloads):
+                    run = missing[index]
+                    found[run] = RunResult.from_dict(answer)
+                    store.append(found[run], run.repeat)
+                    progress.done(run.spec)
         results += [(found[run], run.repeat) for run in runs]
     return results

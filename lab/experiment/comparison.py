@@ -254,7 +254,7 @@ def _ratios(samples: Sequence[Sample], base: str | None) -> dict[int, float | No
     ratios: dict[int, float | None] = {}
     for sample in samples:
         ours, theirs = throughput(sample.result), bases.get(same_work(sample))
-        ratios[id(sample.result)] = None if ours is None or not theirs else 100 * ours / theirs
+        ratios[id(sample.result)] = None if ours is None or not theirs else 100 * (ours / theirs)
     return ratios
 
 

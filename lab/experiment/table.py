@@ -61,9 +61,9 @@ def row_scale(metric: Metric, medians: Sequence[float | None]) -> Scale:
     """The unit in which all of ``medians`` are shown: the largest in which the largest of them is at least 1."""
     largest = max((abs(median) for median in medians if median is not None), default=0.0)
     steps = _STEPS.get(metric.unit)
-    if steps is None:
+    if steps is None or not largest:
         return metric.unit, 1.0
-    return next(((unit, factor) for unit, factor in steps if largest >= factor), steps[-1] if largest else steps[0])
+    return next(((unit, factor) for unit, factor in steps if largest >= factor), steps[-1])
 
 
 def row_title(metric: Metric, scale: Scale) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +33,12 @@ _LATENCIES = (
     ("zone lock held", ("hold_p50_ns", "hold_p99_ns", "hold_max_ns")),
     ("allocation while reporting", ("alloc_p50_ns", "alloc_p99_ns", "alloc_p999_ns")),
 )
-_PERCENTILE_MARKERS = ("o", "s", "^")
+# The middle one is hollow and large, so that another at the same place is seen in it.
+_PERCENTILES: tuple[dict[str, Any], ...] = (
+    {"marker": "o", "markersize": 6.0},
+    {"marker": "s", "markersize": 9.0, "markerfacecolor": "white"},
+    {"marker": "^", "markersize": 5.5},
+)
 # By order, 0 to 10; each a shape of its own.
 _ORDER_MARKERS = ("v", "<", ">", "p", "h", "X", "P", "*", "d", "o", "s")
 _MOST_NUMBERED = 12  # points of a front that are told one by one
@@ -67,23 +73,20 @@ def footprint_figure(samples: Sequence[Sample], *, title: str) -> Figure:
 
 
 def _draw_footprint(axes: Axes, results: Sequence[RunResult], style: Look) -> None:
-    end_s = max(float(result.series["t_s"][-1]) for result in results)
+    # As far as all runs go: one that ends earlier would otherwise move the median by leaving it.
+    end_s = min(float(result.series["t_s"][-1]) for result in results)
     times = np.linspace(0.0, end_s, _POINTS)
     table = np.array([_resident_at(result, times) for result in results]) / _GIB
-    inside = ~np.isnan(table).all(axis=0)
-    times, table = times[inside], table[:, inside]
-    axes.plot(times, np.nanmedian(table, axis=0), linewidth=1.8, **style)
+    axes.plot(times, np.median(table, axis=0), linewidth=1.8, **style)
     if len(results) > 1:
-        low, high = np.nanmin(table, axis=0), np.nanmax(table, axis=0)
+        low, high = table.min(axis=0), table.max(axis=0)
         axes.fill_between(times, low, high, color=style["color"], alpha=0.16, linewidth=0)
 
 
 def _resident_at(result: RunResult, times: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Resident bytes at ``times``, that of the sample before each; NaN before the first and after the last."""
-    at, resident = result.series["t_s"], result.series["resident_bytes"]
-    index = np.searchsorted(at, times, side="right") - 1
-    outside = (index < 0) | (times > at[-1])
-    return np.where(outside, np.nan, resident[np.maximum(index, 0)])
+    """Resident bytes at ``times``, that of the sample before each; the first sample's before there is one."""
+    index = np.searchsorted(result.series["t_s"], times, side="right") - 1
+    return result.series["resident_bytes"][np.maximum(index, 0)]
 
 
 def returned_figure(rows: Sequence[Row], *, title: str) -> Figure:
@@ -164,8 +167,8 @@ def _with_latencies(rows: Sequence[Row], workload: str) -> list[Row]:
 def _percentile_handles() -> list[Line2D]:
     texts = ("p50", "p99", "the longest hold; p99.9 of allocations")
     return [
-        Line2D([], [], linestyle="none", marker=marker, color="#444444", markersize=6, label=label)
-        for marker, label in zip(_PERCENTILE_MARKERS, texts, strict=True)
+        Line2D([], [], linestyle="none", color="#444444", label=label, **look_of)
+        for look_of, label in zip(_PERCENTILES, texts, strict=True)
     ]
 
 
@@ -182,10 +185,10 @@ def _draw_latencies(
             axes.plot([reached[0][1], reached[-1][1]], [place, place], color=colour, linewidth=1.2, alpha=0.6)
         for name, median in reached:
             spread = row.figures[name].summary.spread or 0.0
-            marker = _PERCENTILE_MARKERS[names.index(name)]
+            look_of = _PERCENTILES[names.index(name)]
             # Down to nothing would be without end on a log scale.
             error = [[min(spread, 0.9 * median)], [spread]]
-            axes.errorbar(median, place, xerr=error, marker=marker, markersize=6.5, color=colour, capsize=2.5)
+            axes.errorbar(median, place, xerr=error, color=colour, capsize=2.5, **look_of)
     if drawn:
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _place: _duration(value)))

@@ -84,7 +84,10 @@ def _of_mode(
 ) -> Iterator[Picture]:
     if any(len(sample.result.series["t_s"]) for sample in shown):
         title = f"Footprint over time, {words}"
-        text = f"Resident memory; the line is the median of the runs, the band goes from the least to the most.{which}"
+        text = (
+            "Resident memory: the line is the median of the runs, the band goes from the least to the most, "
+            f"as far as all runs of a policy go.{which}"
+        )
         yield _picture(f"footprint-{mode}", title, text, lambda title: footprint_figure(shown, title=title))
     yield _picture(
         f"pareto-{mode}",

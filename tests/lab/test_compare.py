@@ -249,6 +249,7 @@ def test_a_run_directory_has_all_runs_and_an_interrupted_comparison_goes_on(tmp_
     engine = MadeEngine()
     assert compared(*arguments, engine=engine) == 0
     assert len(engine.payloads) == 8 - 5
+    assert engine.addresses == ["processes"], "all live runs were there"
     lines = (folder / "results.jsonl").read_text().splitlines()
     assert len({(json.loads(line)["key"], json.loads(line)["repeat"]) for line in lines}) == 8
     assert len(list((folder / "series").iterdir())) == 8

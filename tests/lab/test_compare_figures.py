@@ -105,6 +105,12 @@ def test_throughput_is_a_ratio_within_each_round() -> None:
     assert row_of(comparison, "hint").figures[THROUGHPUT.name].p == pytest.approx(float(measured))
 
 
+def test_the_base_has_exactly_a_hundred_percent() -> None:
+    values = [0.1 * 3, 1 / 3, 8_123_456.789e-3, 7.0]
+    comparison = compare_results(samples("off", list(values), metric="page_ops_per_s"), first="off", base="off")
+    assert row_of(comparison, "off").figures[THROUGHPUT.name].summary.values == (100.0,) * 4
+
+
 def test_the_ratio_of_a_job_is_that_of_the_times() -> None:
     spec = RunSpec(work_pages=1000)
     given = [

@@ -85,6 +85,7 @@ def test_a_spread_has_the_decimals_of_its_median(median: float, spread: float | 
         ("stayed_bytes", [5.0 * (1 << 30)], ("GiB", float(1 << 30))),
         ("refaults", [5.0], ("pages", 1.0)),
         ("reports", [None], ("", 1.0)),
+        ("hold_max_ns", [None, 0.0], ("ns", 1.0)),
     ],
 )
 def test_a_row_has_one_unit(name: str, medians: list[float | None], scale: tuple[str, float]) -> None:
