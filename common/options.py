@@ -15,7 +15,7 @@ from typing import Any, ClassVar, TypeVar
 
 from common.errors import UsageError
 
-__all__ = ["TABLES", "Option", "Settings", "add_flags", "load", "option", "option_of", "switch"]
+__all__ = ["TABLES", "Option", "Settings", "add_flag", "add_flags", "load", "option", "option_of", "switch"]
 
 TABLES = ("demo", "guest", "host")  # of a settings file; each command reads its own
 _METADATA = "option"
@@ -138,17 +138,21 @@ AnySettings = TypeVar("AnySettings", bound=Settings)
 def add_flags(parser: argparse.ArgumentParser, cls: type[Settings]) -> None:
     """Add one flag per setting of ``cls``. Values stay text here: ``load`` reads, checks and reports them."""
     for setting in fields(cls):
-        described = option_of(setting)
-        bounds = described.default_text if described.is_switch else described.allowed
-        default = "" if described.is_switch or not described.default_text else f"; default: {described.default_text}"
-        text = f"{described.help} ({'default: ' if described.is_switch else ''}{bounds}{default})".replace("%", "%%")
-        if described.is_switch:
-            parser.add_argument(
-                f"--{described.flag}", dest=setting.name, help=text, action=argparse.BooleanOptionalAction, default=None
-            )
-        else:
-            metavar = described.flag.rpartition("-")[2].upper()
-            parser.add_argument(f"--{described.flag}", dest=setting.name, help=text, metavar=metavar, default=None)
+        add_flag(parser, setting.name, option_of(setting))
+
+
+def add_flag(parser: argparse._ActionsContainer, destination: str, described: Option) -> None:
+    """Add the flag of one setting; its text goes to ``destination`` of the namespace, None when it is not given."""
+    bounds = described.default_text if described.is_switch else described.allowed
+    default = "" if described.is_switch or not described.default_text else f"; default: {described.default_text}"
+    text = f"{described.help} ({'default: ' if described.is_switch else ''}{bounds}{default})".replace("%", "%%")
+    if described.is_switch:
+        parser.add_argument(
+            f"--{described.flag}", dest=destination, help=text, action=argparse.BooleanOptionalAction, default=None
+        )
+    else:
+        metavar = described.flag.rpartition("-")[2].upper()
+        parser.add_argument(f"--{described.flag}", dest=destination, help=text, metavar=metavar, default=None)
 
 
 def load(cls: type[AnySettings], namespace: argparse.Namespace) -> AnySettings:
