@@ -196,12 +196,15 @@ def test_workers_end_with_the_process_that_started_them(tmp_path: Path, number: 
         text=True,
         start_new_session=True,
     ) as process:
-        wait_until(lambda: len(os.listdir(tmp_path)) == 2, 60, what="both workers at work")
-        if number == signal.SIGINT:
-            os.killpg(process.pid, number)  # as a terminal does
-        else:
-            process.send_signal(number)
-        _, said = process.communicate(timeout=60)
+        try:
+            wait_until(lambda: len(os.listdir(tmp_path)) == 2, 60, what="both workers at work")
+            if number == signal.SIGINT:
+                os.killpg(process.pid, number)  # as a terminal does
+            else:
+                process.send_signal(number)
+            _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()
     workers = [int(name) for name in os.listdir(tmp_path)]
     wait_until(lambda: all(is_gone(pid) for pid in workers), what="the end of both workers")
     if number == signal.SIGINT:
