@@ -19,6 +19,7 @@ from lab.experiment.spec import RunSpec
 
 if TYPE_CHECKING:
     from lab.commands.sweep import SweepSettings
+    from lab.experiment.statistics import Summary
     from lab.report.front import Front
 
 __all__ = ["PICTURE", "load_costs", "print_fronts", "run_sweep"]
@@ -143,8 +144,6 @@ def print_fronts(found: Sequence[Front], stream: TextIO | None) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from lab.experiment.table import plus_minus
-
     console = Console(file=stream, width=None if stream.isatty() else 120, highlight=False)
     for front in found:
         work = "time for the work, s" if front.is_job else "page operations/s"
@@ -157,15 +156,21 @@ def print_fronts(found: Sequence[Front], stream: TextIO | None) -> None:
         for heading in ("GiB·min", work):
             table.add_column(heading, justify="right", no_wrap=True)
         for point in front.best[:_MOST_ROWS]:
-            figures = [
-                "" if summary.median is None else plus_minus(summary.median, summary.spread)
-                for summary in (point.footprint, point.work)
-            ]
+            figures = [_figure(summary) for summary in (point.footprint, point.work)]
             table.add_row("knee" if point is front.knee else "", point.name, *figures)
         console.print(table, markup=False)
         if len(front.best) > _MOST_ROWS:
             console.print(f"and {len(front.best) - _MOST_ROWS} more", markup=False)
         console.print()
+
+
+def _figure(summary: Summary) -> str:
+    """The median, with the spread where there is more than one run."""
+    from lab.experiment.table import number, plus_minus
+
+    if summary.median is None:
+        return ""
+    return number(summary.median) if summary.n < 2 else plus_minus(summary.median, summary.spread)
 
 
 def _front_as_dict(front: Front) -> dict[str, Any]:
