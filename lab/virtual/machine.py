@@ -11,7 +11,7 @@ from guest.allocator import entry
 from guest.allocator.zone import Zone, ZoneSettings
 from guest.reporting.cycle import Cycle, Outcome
 from guest.reporting.table import Policy, find_policy
-from guest.workloads.vcpu import WorkloadSettings, check_workload
+from guest.workloads.vcpu import BUDGET_PAGES, WorkloadSettings, check_workload
 from lab.experiment.spec import RunSpec
 from lab.virtual.account import Books
 from lab.virtual.clock import Clock
@@ -31,9 +31,8 @@ _SPARE_SLOTS = 2  # as guest.machine
 _LONGEST_SETTLING_NS = 10e9  # as guest.machine
 _MARGIN_NS = 1e9
 _DEADLINE_NS = GuestSettings().deadline_ns
-# Pages of a step: at most _BUDGET_PAGES, at least _LEAST_BUDGET_PAGES, and in between so many that its touches alone
-# take a tenth of the delay.
-_BUDGET_PAGES = 1024
+# Pages of a step: at most those of a live step, at least _LEAST_BUDGET_PAGES, and in between so many that its touches
+# alone take a tenth of the delay.
 _LEAST_BUDGET_PAGES = 64
 _DELAY_SHARE = 0.1
 _STUCK_NS = 60e9  # of work without a page moved: a job that cannot end
@@ -106,7 +105,7 @@ class VirtualMachine:
     def _budget_pages(self) -> int:
         page_ns = max(self.costs.touch_ns, 1.0)
         wanted = int(_DELAY_SHARE * self.delay_ns / page_ns)
-        return min(_BUDGET_PAGES, MAX_BUDGET_PAGES, max(_LEAST_BUDGET_PAGES, wanted))
+        return min(BUDGET_PAGES, MAX_BUDGET_PAGES, max(_LEAST_BUDGET_PAGES, wanted))
 
     def _build_vcpus(self) -> list[VirtualCpu]:
         spec = self.spec

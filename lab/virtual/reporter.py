@@ -10,6 +10,7 @@ A kernel call takes effect when its hold begins, and the hold lasts as long as i
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 
 from common.native import libc
@@ -89,7 +90,7 @@ class VirtualReporter:
         if self.periodic or not self._asleep or not world.words.requested:
             return
         # SAFETY: the semaphore lies in the zone's mapped header.
-        if libc.sem_trywait(world.zone.work_address):
+        if libc.sem_trywait(ctypes.c_void_p(world.zone.work_address)):
             return
         self._asleep = False
         self.requested_at.append(world.clock.now)
