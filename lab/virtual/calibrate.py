@@ -66,9 +66,7 @@ class Calibration:
         }
 
 
-def calibrate(
-    rounds: int, machine: dict[str, Any], *, say: Callable[[str], None] = lambda _text: None
-) -> Calibration:
+def calibrate(rounds: int, machine: dict[str, Any], *, say: Callable[[str], None] = lambda _text: None) -> Calibration:
     """Measure all costs in ``rounds`` interleaved rounds, after one to warm up.
 
     Raises:

@@ -19,6 +19,7 @@ from common.layout import (
     W_ACTIVE,
     W_ALLOCATIONS,
     W_FAILED_ALLOCATIONS,
+    W_FREES,
     W_IN_FLIGHT_BLOCKS,
     W_IN_FLIGHT_PAGES,
     W_NODES_VISITED,
@@ -35,6 +36,8 @@ __all__ = ["TRACKS_ZEROED", "SlotCounts", "ZoneWords"]
 # allocator keeps track of them.
 _C_ZEROED_PAGES: int | None = getattr(layout, "C_ZEROED_PAGES", None)
 TRACKS_ZEROED = _C_ZEROED_PAGES is not None
+
+_SLOT_WORDS = C_FIRST_TOUCHES - C_ALLOCATIONS + 1
 
 
 class SlotCounts(NamedTuple):
@@ -65,9 +68,16 @@ class ZoneWords:
         """The counters that a step of the vCPU in slot ``cpu`` moves."""
         words = self._words
         start = HEADER_WORDS + cpu * CPU_WORDS + C_ALLOCATIONS
+        allocations, frees, refills, drains, refaults, first_touches = words[start : start + _SLOT_WORDS]
         return SlotCounts(
-            *words[start : start + C_FIRST_TOUCHES - C_ALLOCATIONS + 1],
-            *words[W_ALLOCATIONS : W_ALLOCATIONS + 2],
+            allocations,
+            frees,
+            refills,
+            drains,
+            refaults,
+            first_touches,
+            words[W_ALLOCATIONS],
+            words[W_FREES],
             words[W_FAILED_ALLOCATIONS],
             0 if _C_ZEROED_PAGES is None else words[HEADER_WORDS + cpu * CPU_WORDS + _C_ZEROED_PAGES],
         )

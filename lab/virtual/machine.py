@@ -35,7 +35,7 @@ _DEADLINE_NS = GuestSettings().deadline_ns
 # alone take a tenth of the delay.
 _LEAST_BUDGET_PAGES = 64
 _DELAY_SHARE = 0.1
-_STUCK_NS = 60e9  # of work without a page moved: a job that cannot end
+_STUCK_EVENTS = 20_000  # without a page moved: a job that cannot end
 
 
 class VirtualMachine:
@@ -78,9 +78,7 @@ class VirtualMachine:
         self.cycle: Cycle | None = None
         if policy.name != "off":
             self.cycle = Cycle(self.zone, spec.policy, capacity=spec.capacity)
-            self.reporter = VirtualReporter(
-                self.world, self.cycle, self.host, delay_ns=self.delay_ns, outcome=outcome
-            )
+            self.reporter = VirtualReporter(self.world, self.cycle, self.host, delay_ns=self.delay_ns, outcome=outcome)
             entry.register_device(self.zone.address, os.getpid(), 0)
         self.vcpus = self._build_vcpus()
         self.world.lock.waiters.extend(self.vcpus)
@@ -141,7 +139,7 @@ class VirtualMachine:
             vcpu.begin()
         if not self.spec.work_pages:
             clock.at(float(self.spec.duration_ns), self.stop_work)
-        progress = (0, 0.0)
+        progress = (0, 0)
         while not self._over():
             if not clock.advance():
                 raise LabError("nothing is left to happen in a virtual run that is not over")
@@ -179,20 +177,20 @@ class VirtualMachine:
             done = not self.words.requested
         return done and not reporter.running
 
-    def _check_progress(self, operations: int, since: float) -> tuple[int, float]:
-        """Operations, and since when there have been no more.
+    def _check_progress(self, operations: int, idle_events: int) -> tuple[int, int]:
+        """Operations, and how many events have passed without any more.
 
         Raises:
-            LabError: for too long.
+            LabError: too many.
         """
         world = self.world
         if world.operations != operations or world.stopping:
-            return world.operations, world.clock.now
-        if world.clock.now - since > _STUCK_NS + self.spec.hold_ns + self.spec.idle_ns:
+            return world.operations, 0
+        if idle_events >= _STUCK_EVENTS:
             raise LabError(
                 f"the job stands at {operations} of {self.spec.work_pages} page operations: no memory is to be had"
             )
-        return operations, since
+        return operations, idle_events + 1
 
     def _look(self) -> tuple[int, int]:
         return self.world.allocated, self.words.reported_pages

@@ -185,7 +185,7 @@ class VirtualReporter:
             world.clock.work(self.cpu_ns, costs.batch_ns + costs.message_guest_ns / 2, send)
 
     def _put_back(self, batch: Batch, outcome: Outcome) -> None:
-        world, costs = self._world, self._world.costs
+        costs = self._world.costs
         self._failed = outcome not in {Outcome.DONE, Outcome.KEPT}
         self._cycle.put_back(batch, outcome)
         self._note_returned()

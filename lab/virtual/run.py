@@ -121,7 +121,7 @@ def _latencies(books: Books) -> dict[str, float | None]:
 
 
 def _series(machine: VirtualMachine) -> dict[str, npt.NDArray[np.float64]]:
-    """The oracle's resident pages are those that are allocated: what is free for less than a refault costs is left out."""
+    """The oracle's resident pages are the allocated ones, without what is free for less than a refault costs."""
     times, resident, allocated, reported = machine.books.series.columns()
     if machine.oracle is not None:
         resident = allocated
