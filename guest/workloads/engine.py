@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from common.layout import C_ALLOCATED_BYTES, C_FREED_BYTES, W_ACTIVE, W_POISON
-from common.native import clock_ns, kernel, load_i64
+from common.native import clock_ns, kernel, load_i64, view_i64
 from common.statistics import record
 from guest.allocator.percpu import alloc_pages, cpu_slot, free_pages
 from guest.allocator.shuffle import next_random
@@ -21,12 +21,14 @@ __all__ = [
     "AGAIN",
     "HELD_COLUMNS",
     "IDLE",
+    "JOURNAL_WORDS",
     "REST",
     "STATE_WORDS",
     "S_CPU",
     "S_DEBT_PAGES",
     "S_FREED_BIG_PAGES",
     "S_HELD",
+    "S_JOURNAL",
     "S_OPERATIONS",
     "S_PAGES",
     "S_PHASE",
@@ -57,7 +59,9 @@ S_TURNS = 8  # the workload's own: cycles completed
 S_DEBT_PAGES = 9  # the workload's own
 S_FREED_BIG_PAGES = 10  # pages freed in blocks of at least the minimum order
 S_TIMED = 11  # 1: measure allocation times
+S_JOURNAL = 12  # address of a journal, int64[JOURNAL_WORDS]; 0: none is kept
 STATE_WORDS = 16
+JOURNAL_WORDS = 4096  # how many entries there are, then the entries; whoever reads it empties it
 
 # Rows of ``times``, int64[TIMES_ROWS, HISTOGRAM_WORDS]. An allocation is counted in one of them; all is their sum.
 T_QUIET = 0  # it began while no reporting run was active
@@ -78,6 +82,20 @@ def random_below(state, bound):  # type: ignore[no-untyped-def]
     """Next random integer in [0, bound)."""
     state[S_RANDOM] = next_random(state[S_RANDOM])
     return (state[S_RANDOM] >> 20) % bound
+
+
+@kernel
+def note_block(state, pfn, order, freed):  # type: ignore[no-untyped-def]
+    """Write a block that was just acquired or released into the journal: ``pfn << 8 | order << 1 | freed``.
+
+    An entry for which there is no room is counted and not written, so that the reader knows.
+    """
+    # SAFETY: whoever set the word owns the array, and keeps it for as long as the vCPU steps.
+    journal = view_i64(state[S_JOURNAL], JOURNAL_WORDS)
+    count = journal[0] + 1
+    if count < JOURNAL_WORDS:
+        journal[count] = pfn << 8 | order << 1 | freed
+    journal[0] = count
 
 
 @kernel
@@ -110,6 +128,8 @@ def acquire(zone, address, ram_address, state, held, times, finding, scratch, or
     state[S_PAGES] += pages
     state[S_OPERATIONS] += pages
     ctl_of(zone)[slot + C_ALLOCATED_BYTES] += pages << 12
+    if state[S_JOURNAL] != 0:
+        note_block(state, pfn, order, 0)
     return pages
 
 
@@ -135,6 +155,8 @@ def release(zone, ram_address, state, held, finding, index, min_order):  # type:
     if order >= min_order:
         state[S_FREED_BIG_PAGES] += pages
     ctl_of(zone)[slot + C_FREED_BYTES] += pages << 12
+    if state[S_JOURNAL] != 0:
+        note_block(state, pfn, order, 1)
     return pages
 
 

@@ -1,0 +1,86 @@
+"""``python -m lab calibrate``: measure what things cost on this machine, for virtual time."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+from typing import Any
+
+from common.cli import EXIT_OK
+from common.errors import UsageError
+from common.output import check_distinct, check_output, write_json
+
+__all__ = ["add_arguments", "run"]
+
+SUMMARY = "measure what things cost on this machine, for runs in virtual time"
+_ROUNDS = 9
+_MOST_ROUNDS = 1000
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of the subcommand."""
+    parser.add_argument(
+        "--out", default="", metavar="PATH", help="write the costs to this file (default: the one that runs read)"
+    )
+    parser.add_argument("--force", action="store_true", help="overwrite files that exist")
+    parser.add_argument("--rounds", type=int, default=_ROUNDS, help=f"interleaved rounds (default: {_ROUNDS})")
+    parser.add_argument("--json", default="", metavar="PATH|-", help="write the same once more, as one JSON object")
+
+
+def run(namespace: argparse.Namespace) -> int:
+    """Measure, write, say what was found.
+
+    Raises:
+        UsageError: a file is there already, or cannot be written. LabError, MachineError: a measurement failed.
+    """
+    if not 1 <= namespace.rounds <= _MOST_ROUNDS:
+        raise UsageError(f"--rounds: {namespace.rounds}; allowed is 1 to {_MOST_ROUNDS}")
+    from lab.virtual.costs import default_path
+
+    path = namespace.out or str(default_path())
+    check_distinct({"--out": path, "--json": namespace.json})
+    check_output(path, force=namespace.force, make_folder=not namespace.out)
+    if namespace.json:
+        check_output(namespace.json, force=namespace.force)
+
+    from guest.warmup import warm_up
+    from lab.virtual.calibrate import calibrate
+
+    def say(text: str) -> None:
+        sys.stderr.write(f"{text}\n")
+
+    say("kernels …")
+    warm_up()
+    found = calibrate(namespace.rounds, _machine(), say=say)
+    write_json(found.as_dict(), path, force=namespace.force)
+    if namespace.json:
+        write_json(found.as_dict(), namespace.json, force=namespace.force)
+    for name, value in found.costs.as_dict().items():
+        say(f"  {name:24} {value:12.2f}  ±{found.spreads[name]:.1%}")
+    say(f"costs of this machine: {path}")
+    return EXIT_OK
+
+
+def _machine() -> dict[str, Any]:
+    """What the costs hold for."""
+    return {
+        "processor": _processor(),
+        "processors": os.cpu_count() or 1,
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+    }
+
+
+def _processor() -> str:
+    """Its name, as the kernel has it."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                key, _, value = line.partition(":")
+                if key.strip() == "model name":
+                    return value.strip()
+    except OSError:
+        pass
+    return platform.machine()
