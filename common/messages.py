@@ -22,6 +22,9 @@ from common.names import check_name
 
 __all__ = [
     "ACK_MSG_BYTES",
+    "CMD_DONE",
+    "CMD_FIRST_RUN",
+    "CMD_STOP",
     "CONTROL_MSG_BYTES",
     "MAX_CAPACITY",
     "MAX_COMMAND",
@@ -30,9 +33,6 @@ __all__ = [
     "Ack",
     "Announce",
     "BackendName",
-    "CMD_DONE",
-    "CMD_FIRST_RUN",
-    "CMD_STOP",
     "Command",
     "Goodbye",
     "Hello",
@@ -158,9 +158,9 @@ class Refuse:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """The host orders a guest of ``epoch`` to start run ``id`` (CMD_FIRST_RUN or more), or to CMD_STOP or end it, CMD_DONE.
+    """The host orders a guest of ``epoch`` to start run ``id``, CMD_FIRST_RUN or more.
 
-    STOP: allocate no more, keep what is held. DONE: free it.
+    Or, of the run in progress: CMD_STOP, to allocate no more and keep what is held; CMD_DONE, to free it.
     """
 
     epoch: int

@@ -70,6 +70,8 @@ class GuestResult:
     wakes: int
     unreported_bytes: int
     repairs: int
+    pressure: int
+    commands: int
     settings: dict[str, Any] = field(default_factory=dict)
     reports_timeline: tuple[tuple[int, int, int], ...] = ()
 
@@ -138,8 +140,16 @@ class Machine:
             backend=cast("messages.BackendName", settings.backend),
             capacity=self.cycle.capacity,
             min_order=settings.min_order,
+            commands=self.policy.host_started,
         )
-        self.link = Link(self.lab, hello, self.ram, deadline_ns=settings.deadline_ns, on_refused=self.fail)
+        self.link = Link(
+            self.lab,
+            hello,
+            self.ram,
+            deadline_ns=settings.deadline_ns,
+            on_refused=self.fail,
+            wait_for_ack=settings.wait_for_ack,
+        )
         self._close.callback(self.link.close)
         if self.policy.name != "off":
             self.reporter = Reporter(self.zone, self.cycle, self.link, delay_ns=self.delay_ns, on_error=self.fail)
@@ -343,6 +353,8 @@ class Machine:
             wakes=0 if reporter is None else reporter.wakes,
             unreported_bytes=self.zone.unreported_pages() * PAGE_BYTES,
             repairs=statistics.repairs,
+            pressure=statistics.pressure,
+            commands=link.commands,
             settings=self._described_settings(),
             reports_timeline=() if self.reporter is None else tuple(self.reporter.timeline),
         )
@@ -360,6 +372,7 @@ class Machine:
             "backend": settings.backend,
             "vcpus": settings.vcpus,
             "seed": settings.seed,
+            "wait_for_ack": settings.wait_for_ack,
         }
 
 

@@ -116,7 +116,7 @@ def take_pages(zone, order, migratetype, flags):  # type: ignore[no-untyped-def]
 
 @kernel
 def above_min(zone, order, flags):  # type: ignore[no-untyped-def]
-    """True when 2**order pages may go: what is left is held against min, as ``flags`` lower it (__zone_watermark_ok)."""
+    """True when what 2**order pages leave is not below min, as ``flags`` lower it (__zone_watermark_ok)."""
     if flags & ALLOC_NO_WATERMARKS:
         return True
     mark = ctl_of(zone)[W_MIN_WATERMARK]

@@ -1,9 +1,9 @@
 """The bitmap policy: one bit a block, set on free and scanned later (Nitesh Narayan Lal, v10 to v12).
 
 The free path sets the bit of what a block merged to (``buddy.set_hint_bit``, under the zone lock) and asks for a run at
-16 set bits. The worker scans the bits from the first on (for_each_set_bit), clears each it finds, takes the zone lock for
-that bit alone, isolates the block if a free one of at least the minimum order begins there, and unlocks: a lock cycle a
-bit. Blocks are reported in 16s and go back as any free does, to the head, without a notification.
+16 set bits. The worker scans the bits from the first on (for_each_set_bit), clears each it finds, takes the zone lock
+for that bit alone, isolates the block if a free one of at least the minimum order begins there, and unlocks: a lock
+cycle a bit. Blocks are reported in 16s and go back as any free does, to the head, without a notification.
 
 * No Reported flag: a block is reported again after each free of it.
 * Lossy: the bit of a block that was allocated meanwhile, or merged into one that begins lower, is dropped. So is that
@@ -63,7 +63,7 @@ def begin(zone):  # type: ignore[no-untyped-def]
 
 @kernel
 def next_set_bit(zone, bit, n_bits):  # type: ignore[no-untyped-def]
-    """First set bit from ``bit`` on, or ``n_bits`` (find_next_bit). Without the lock: what is set now may be seen later."""
+    """First set bit from ``bit`` on, or ``n_bits`` (find_next_bit). No lock: a bit set just now may be missed."""
     bitmap = bitmap_of(zone)
     while bit < n_bits:
         rest = np.int64(bitmap[bit >> 3]) >> (bit & 7)

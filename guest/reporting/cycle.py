@@ -173,8 +173,10 @@ class Cycle:
         self._more = False
 
     def release(self, blocks: int | None = None) -> int:
-        """Free held blocks, oldest first, ``blocks`` at most (None: all); how many. RELEASE_BLOCKS a hold of the lock."""
+        """Free held blocks, oldest first, ``blocks`` at most (None: all), RELEASE_BLOCKS a hold of the lock; how many."""
         released = 0
+        if not self.zone.statistics().held_blocks:
+            return 0
         while blocks is None or released < blocks:
             most = RELEASE_BLOCKS if blocks is None else min(RELEASE_BLOCKS, blocks - released)
             count = int(table.locked_release(self.zone.address, most, self.put_back_holds, self._scratch))
@@ -198,9 +200,7 @@ class Cycle:
         _check(requested)
         return bool(requested)
 
-    def run(
-        self, report: Callable[[Batch], Outcome], *, resume: Callable[[], bool] | None = None
-    ) -> RunStatistics:
+    def run(self, report: Callable[[Batch], Outcome], *, resume: Callable[[], bool] | None = None) -> RunStatistics:
         """One whole run. ``report`` is called without the lock (S10); a failed report ends the run (S8).
 
         ``resume`` is called once nothing is left to pull, with what is held still held; True goes on pulling.

@@ -12,8 +12,8 @@ says DONE (return_free_pages_to_mm). No free asks for a run, and registering doe
 * Nothing is flagged Reported. The bound of S10 holds for what is in flight; what is *held* is bounded by the min
   watermark alone: at most everything above it.
 
-Differences: the kernel sends block by block, here a batch of ``capacity`` at a time. An allocation that falls short takes
-held blocks back directly (there: the shrinker), and ends the pass, which would otherwise allocate them at once again.
+Differences: the kernel sends block by block, here a batch of ``capacity`` at a time. An allocation that falls short
+takes held blocks back directly (there: the shrinker), and ends the pass, which would otherwise allocate them again.
 """
 
 from __future__ import annotations

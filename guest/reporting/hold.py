@@ -66,7 +66,8 @@ def pressed(zone):  # type: ignore[no-untyped-def]
 def pull(zone, pfns, orders, capacity):  # type: ignore[no-untyped-def]
     """Fill ``pfns`` and ``orders`` (int64[capacity]) from the tails of the lists; returns (count, SHORT or MORE).
 
-    Highest order first, last type first, never ISOLATE (S9), and never below the high watermark. SHORT clears REQUESTED.
+    Highest order first, last type first, never ISOLATE (S9), and never below the high watermark. SHORT clears
+    REQUESTED.
     """
     count = np.int64(0)
     order = np.int64(TOP_ORDER)

@@ -19,7 +19,16 @@ from guest.allocator.locked import E_LOCK, lock_zone, unlock_zone
 from guest.allocator.view import ctl_of, open_zone
 from guest.reporting import bitmap, blocks, boundary, hint, hold
 
-__all__ = ["POLICIES", "Policy", "find_policy", "locked_begin", "locked_end", "locked_pull", "locked_put_back", "locked_release"]
+__all__ = [
+    "POLICIES",
+    "Policy",
+    "find_policy",
+    "locked_begin",
+    "locked_end",
+    "locked_pull",
+    "locked_put_back",
+    "locked_release",
+]
 
 
 @dataclass(frozen=True)
