@@ -72,8 +72,8 @@ class Counters:
     backend claims instead. In blocks: ``failures`` still held data after the discard or could not be discarded,
     ``empty_blocks`` had no data and were never discarded before, ``duplicates`` had no data because they had been
     discarded before, ``invalid_blocks`` broke a rule. In reports: ``rejected``, ``withdrawn``, ``busy``, ``inhibited``,
-    ``malformed`` (bytes that are no report). ``acks_dropped``: the guest does not read its queue. ``commands``: runs
-    that the host started.
+    ``malformed`` (bytes that are no report). ``acks_dropped``: the guest does not read its queue. ``commands``: those
+    that it was sent, to start runs and to end them.
     """
 
     reports: int = 0

@@ -40,7 +40,7 @@ class Commands:
         if end.epoch != guest.hello.epoch or not guest.run_in_progress or end.id != guest.run_id:
             return  # one that was overtaken by another ends too
         guest.run_in_progress = False
-        guest.answer(Command(guest.hello.epoch, CMD_DONE))  # lost, the guest's own deadline stands for it
+        self._send(guest, CMD_DONE)  # lost, the guest's own deadline stands for it
 
     def start_due(self, guests: Iterable[Guest]) -> None:
         """Start every run that is due now."""
@@ -60,13 +60,18 @@ class Commands:
             guest.next_run_s = None
             return
         now = self._clock()
-        if guest.answer(Command(guest.hello.epoch, number)):
+        if self._send(guest, number):
             guest.run_id = number
             guest.run_in_progress = True
-            guest.counters.commands += 1
             guest.next_run_s = now + self._every_s if self._every_s else None
         else:
             guest.next_run_s = now + _RETRY_S
+
+    @staticmethod
+    def _send(guest: Guest, number: int) -> bool:
+        sent = guest.answer(Command(guest.hello.epoch, number))
+        guest.counters.commands += sent
+        return sent
 
 
 def _waits(guest: Guest) -> bool:

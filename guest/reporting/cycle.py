@@ -173,7 +173,7 @@ class Cycle:
         self._more = False
 
     def release(self, blocks: int | None = None) -> int:
-        """Free held blocks, oldest first, ``blocks`` at most (None: all), RELEASE_BLOCKS a hold of the lock; how many."""
+        """Free ``blocks`` held blocks at most, oldest first (None: all), RELEASE_BLOCKS a lock hold; how many."""
         released = 0
         if not self.zone.statistics().held_blocks:
             return 0
