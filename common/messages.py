@@ -22,18 +22,24 @@ from common.names import check_name
 
 __all__ = [
     "ACK_MSG_BYTES",
+    "CMD_DONE",
+    "CMD_FIRST_RUN",
+    "CMD_STOP",
     "CONTROL_MSG_BYTES",
     "MAX_CAPACITY",
+    "MAX_COMMAND",
     "MAX_REASON_CHARS",
     "WIRE_VERSION",
     "Ack",
     "Announce",
     "BackendName",
+    "Command",
     "Goodbye",
     "Hello",
     "Message",
     "Refuse",
     "Report",
+    "RunEnd",
     "Status",
     "Welcome",
     "decode",
@@ -53,10 +59,16 @@ MAX_REASON_CHARS = 200
 MAX_PID = 1 << 22  # PID_MAX_LIMIT of include/linux/threads.h
 MAX_I63 = (1 << 63) - 1
 
+# Ids of a command (virtio-balloon's free_page_hint_cmd_id, 32 bits): two orders, and from 2 on the number of a run.
+CMD_STOP = 0
+CMD_DONE = 1
+CMD_FIRST_RUN = 2
+MAX_COMMAND = (1 << 32) - 1
+
 _PFN_BITS = 28
 _PFN_MASK = (1 << _PFN_BITS) - 1
 _WORD_BYTES = 4
-_MAX_FIELDS = 10  # version, type and the eight fields of Hello
+_MAX_FIELDS = 11  # version, type and the nine fields of Hello
 
 BackendName: TypeAlias = Literal["shared", "model"]
 Int64Array: TypeAlias = npt.NDArray[np.int64]
@@ -80,6 +92,7 @@ class Hello:
 
     ``poison``: the byte that its free pages hold, 0 for none (VIRTIO_BALLOON_F_PAGE_POISON). With any other value they
     must keep it, so the host discards nothing (S12).
+    ``commands``: it reports when the host commands a run, and never by itself.
     """
 
     guest: str
@@ -90,6 +103,7 @@ class Hello:
     capacity: int
     min_order: int
     poison: int = 0
+    commands: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +167,26 @@ class Refuse:
     reason: str
 
 
-Message: TypeAlias = Hello | Goodbye | Report | Welcome | Ack | Announce | Refuse
+@dataclass(frozen=True, slots=True)
+class Command:
+    """The host orders a guest of ``epoch`` to start run ``id``, CMD_FIRST_RUN or more.
+
+    Or, of the run in progress: CMD_STOP, to allocate no more and keep what is held; CMD_DONE, to free it.
+    """
+
+    epoch: int
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnd:
+    """The guest has sent the last report of run ``id``, on the queue of the reports (virtio-balloon's cmd_id_stop)."""
+
+    epoch: int
+    id: int
+
+
+Message: TypeAlias = Hello | Goodbye | Report | Welcome | Ack | Announce | Refuse | Command | RunEnd
 
 
 def _integer(low: int, high: int) -> Callable[[Any], int]:
@@ -227,6 +260,7 @@ _TYPES: dict[int, tuple[Callable[..., Message], tuple[Callable[[Any], Any], ...]
             _integer(1, MAX_CAPACITY),
             _integer(0, TOP_ORDER),
             _integer(0, 255),
+            _boolean,
         ),
     ),
     2: (Goodbye, (_guest_name, _pid, _epoch)),
@@ -235,14 +269,16 @@ _TYPES: dict[int, tuple[Callable[..., Message], tuple[Callable[[Any], Any], ...]
     5: (Ack, (_epoch, _seq, _status, _nanoseconds, _nanoseconds, _zeroed)),
     6: (Announce, (_pid,)),
     7: (Refuse, (_reason,)),
+    8: (Command, (_epoch, _integer(CMD_STOP, MAX_COMMAND))),
+    9: (RunEnd, (_epoch, _integer(CMD_FIRST_RUN, MAX_COMMAND))),
 }
 
 
 def encode(message: Message) -> bytes:
     """The bytes of ``message``. Its fields are the sender's own and are not checked here."""
     match message:
-        case Hello(guest, pid, epoch, n_pages, backend, capacity, min_order, poison):
-            return _packed(1, guest, pid, epoch, n_pages, backend, capacity, min_order, poison)
+        case Hello(guest, pid, epoch, n_pages, backend, capacity, min_order, poison, commands):
+            return _packed(1, guest, pid, epoch, n_pages, backend, capacity, min_order, poison, commands)
         case Goodbye(guest, pid, epoch):
             return _packed(2, guest, pid, epoch)
         case Report(epoch, seq, last, pulled_ns, blocks):
@@ -256,6 +292,10 @@ def encode(message: Message) -> bytes:
         case Refuse(reason):
             # ASCII, so that characters are bytes and the whole stays below ACK_MSG_BYTES.
             return _packed(7, reason.encode("ascii", "replace").decode()[:MAX_REASON_CHARS])
+        case Command(epoch, number):
+            return _packed(8, epoch, number)
+        case RunEnd(epoch, number):
+            return _packed(9, epoch, number)
 
 
 def _packed(kind: int, *fields: Any) -> bytes:

@@ -34,7 +34,7 @@ __all__ = [
 # Names only, so that --help need not load compiled code. The tables with the substance are those of guest/reporting and
 # guest/workloads; a test holds both to these.
 BACKENDS = ("shared", "model")
-POLICIES = ("boundary", "off", "scan", "skip-walk", "rotate")
+POLICIES = ("boundary", "off", "scan", "skip-walk", "rotate", "hint", "bitmap", "hold")
 WORKLOADS = ("memhog", "page-fault", "churn", "burst", "none")
 DEFAULT_PLOT = "out/demo.png"
 
@@ -191,6 +191,17 @@ class GuestSettings(_MachineSettings):
     host: str = _name("host", "lab", "name of the lab, the one that a host was started with")
     name: str = _name("name", "", "name of this guest", unset="guest-PID")
     work_pages: int = _integer("work-pages", 0, 0, 1 << 50, "stop after so many page operations; 0: go on")
+    wait_for_ack: bool = switch(
+        "wait-for-ack",
+        default=True,
+        help="--no-wait-for-ack, for the policy hint alone, CORRUPTS THE GUEST ON PURPOSE: blocks are reused before "
+        "the host has discarded them",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.wait_for_ack and self.policy != "hint":
+            raise UsageError(f"wait_for_ack: False; the policy {self.policy!r} always waits, allowed is it with 'hint'")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,6 +214,9 @@ class HostSettings(_RunSettings):
     slow_ns: int = _duration("slow", "0", "sleep at every report, to see how guests fare with a slow host")
     slow_where: str = _choice("slow-where", ("before", "inside"), "sleep before the gate is taken, or while holding it")
     inhibit_discard: bool = _inhibit_discard()
+    hint_every_ns: int = _duration(
+        "hint-every", "2s", "from the start of one run to the next at guests that wait for commands; 0: only once"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -84,6 +84,8 @@ class GuestResult:
     wakes: int
     unreported_bytes: int
     repairs: int
+    pressure: int
+    commands: int
     settings: dict[str, Any] = field(default_factory=dict)
     reports_timeline: tuple[tuple[int, int, int], ...] = ()
     nodes_visited: int = 0
@@ -168,8 +170,16 @@ class Machine:
             capacity=self.cycle.capacity,
             min_order=settings.min_order,
             poison=settings.poison,
+            commands=self.policy.host_started,
         )
-        self.link = Link(self.lab, hello, self.ram, deadline_ns=settings.deadline_ns, on_refused=self.fail)
+        self.link = Link(
+            self.lab,
+            hello,
+            self.ram,
+            deadline_ns=settings.deadline_ns,
+            on_refused=self.fail,
+            wait_for_ack=settings.wait_for_ack,
+        )
         self._close.callback(self.link.close)
         if self.policy.name != "off":
             self.reporter = Reporter(self.zone, self.cycle, self.link, delay_ns=self.delay_ns, on_error=self.fail)
@@ -401,6 +411,8 @@ class Machine:
             started_ns=int(self._started * 1e9),
             per_vcpu=tuple(_describe(vcpu) for vcpu in self.vcpus),
             series=self.usage.columns(),
+            pressure=statistics.pressure,
+            commands=link.commands,
             settings=self._described_settings(),
             reports_timeline=() if self.reporter is None else tuple(self.reporter.timeline),
         )
@@ -425,6 +437,7 @@ class Machine:
             "seed": settings.seed,
             "host_zeroed": settings.host_zeroed,
             "poison": settings.poison,
+            "wait_for_ack": settings.wait_for_ack,
         }
 
 

@@ -14,6 +14,7 @@ from common.geometry import Migratetype
 from guest.allocator.zone import Zone, ZoneSettings
 from guest.memory import set_residence
 from guest.reporting.cycle import Cycle, Outcome
+from guest.reporting.table import POLICIES
 from guest.usage import UsageRecorder
 from guest.workloads.vcpu import WORKLOADS, VCpu, WorkloadSettings
 
@@ -30,7 +31,11 @@ def warm_up() -> float:
     for workload in sorted(WORKLOADS):
         _work(zone, workload, int(ram.ctypes.data))
     # The kernels branch on the policy's number, so one run compiles the steps of all.
-    Cycle(zone).run(lambda _batch: Outcome.DONE)
+    for policy in POLICIES.values():
+        if policy.name != "off" and not policy.host_driven and not policy.virtual_only:
+            cycle = Cycle(zone, policy.name)
+            cycle.run(lambda _batch: Outcome.DONE)
+            cycle.release()
     set_residence(zone.address, 0, np.ones(1, dtype=np.uint8))
     pfn = zone.alloc(0)
     if pfn is not None:

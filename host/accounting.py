@@ -72,7 +72,8 @@ class Counters:
     backend claims instead. In blocks: ``failures`` still held data after the discard or could not be discarded,
     ``empty_blocks`` had no data and were never discarded before, ``duplicates`` had no data because they had been
     discarded before, ``invalid_blocks`` broke a rule. In reports: ``rejected``, ``withdrawn``, ``busy``, ``inhibited``,
-    ``malformed`` (bytes that are no report). ``acks_dropped``: the guest does not read its queue.
+    ``malformed`` (bytes that are no report). ``acks_dropped``: the guest does not read its queue. ``commands``: those
+    that it was sent, to start runs and to end them.
     """
 
     reports: int = 0
@@ -90,6 +91,7 @@ class Counters:
     inhibited: int = 0
     malformed: int = 0
     acks_dropped: int = 0
+    commands: int = 0
     order_histogram: list[int] = field(default_factory=lambda: [0] * N_ORDERS)
     discard_ns: Histogram = field(default_factory=Histogram)
     pull_to_ack_ns: Histogram = field(default_factory=Histogram)

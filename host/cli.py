@@ -44,6 +44,7 @@ def _serve(settings: HostSettings) -> int:
             slow_ns=settings.slow_ns,
             slow_where=settings.slow_where,
             inhibit_discard=settings.inhibit_discard,
+            hint_every_ns=settings.hint_every_ns,
             view=view,
         ) as host,
         signals.stopping(host),

@@ -16,10 +16,11 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from common.errors import MessageError
-from common.messages import Goodbye, Hello, Report, decode
+from common.messages import Goodbye, Hello, Report, RunEnd, decode
 from common.queues import CONTROL_DEPTH
 from host.accounting import Counters, HostStatistics
 from host.batch import Discarding, process_report, reject_report
+from host.commands import Commands
 from host.proof import Proof, best_proof
 from host.registry import Guest, Registry
 from host.takeover import LabName, announce
@@ -47,10 +48,13 @@ class Host:
         slow_ns: int = 0,
         slow_where: str = "before",
         inhibit_discard: bool = False,
+        hint_every_ns: int = 2_000_000_000,
         proof: Proof | None = None,
         view: View | None = None,
     ) -> None:
         """Take the lab's name, make its control queue, tell the guests that wait.
+
+        ``hint_every_ns``: from run to run at guests that wait for commands; 0: only once.
 
         Raises:
             NameInUseError: a live host has the name.
@@ -59,6 +63,7 @@ class Host:
         self._discarding = Discarding(
             slow_ns, "inside" if slow_where == "inside" else "before", inhibit_discard, self._pause
         )
+        self._commands = Commands(hint_every_ns / 1e9)
         self._view = view
         self._own = Counters()
         self._changed = True
@@ -101,6 +106,7 @@ class Host:
         for key, _events in self._selector.select(timeout_s):
             serve: Callable[[], None] = key.data
             serve()
+        self._commands.start_due(self.registry.guests.values())
 
     def stop(self) -> None:
         """End ``run`` soon. For any thread, and for signal handlers."""
@@ -139,8 +145,11 @@ class Host:
         return self._view is not None and (self._changed or self._view.always)
 
     def _patience_s(self, now: float, deadline: float | None, next_look: float) -> float | None:
-        """How long a turn may wait. Without duration and view, and with nothing new to show, for ever (P2)."""
+        """How long a turn may wait. With no duration, nothing new to show and no run to start, for ever (P2)."""
         moments = [] if deadline is None else [deadline]
+        run_due = self._commands.next_due_s(self.registry.guests.values())
+        if run_due is not None:
+            moments.append(run_due)
         if self._view is not None and self._view.interval_s is not None and self._look_due():
             moments.append(next_look)
         return max(0.0, min(moments) - now) if moments else None
@@ -179,7 +188,9 @@ class Host:
             return
         match message:
             case Hello():
-                self.registry.hello(message)
+                guest = self.registry.hello(message)
+                if guest is not None:
+                    self._commands.welcomed(guest)
             case Goodbye():
                 self.registry.goodbye(message)
             case _:
@@ -207,6 +218,9 @@ class Host:
             report = decode(data)
         except MessageError:
             guest.counters.malformed += 1
+            return
+        if isinstance(report, RunEnd):
+            self._commands.ended(guest, report)
             return
         if not isinstance(report, Report):
             guest.counters.malformed += 1

@@ -43,6 +43,9 @@ class Guest:
     last_seq: int = 0
     peak_resident_bytes: int = 0
     resident_bytes: int = 0
+    run_id: int = 0  # of the run that this host has started last (host/commands.py)
+    run_in_progress: bool = False
+    next_run_s: float | None = None
 
     def note_resident(self) -> None:
         """Look at the guest's resident memory: before each report and at the end."""
@@ -51,15 +54,16 @@ class Guest:
                 self.resident_bytes = self.objects.ram.resident_bytes()
                 self.peak_resident_bytes = max(self.peak_resident_bytes, self.resident_bytes)
 
-    def answer(self, message: Message) -> None:
-        """Send ``message`` without waiting; a guest that does not read its queue loses it, counted."""
+    def answer(self, message: Message) -> bool:
+        """Send ``message`` without waiting; a guest that does not read its queue loses it, counted. True if sent."""
         if self.objects is None:
-            return
+            return False
         try:
             sent = self.objects.ack.send(encode(message), 0)
         except OSError:
             sent = False
         self.counters.acks_dropped += not sent
+        return sent
 
     def statistics(self, state: str) -> GuestStatistics:
         """Snapshot."""
@@ -92,15 +96,16 @@ class Registry:
         self._opened = opened
         self._closing = closing
 
-    def hello(self, hello: Hello) -> None:
-        """Register the guest and welcome it, or refuse it. Raises nothing that a guest could cause."""
+    def hello(self, hello: Hello) -> Guest | None:
+        """Register the guest and welcome it, or refuse it (None). Raises nothing that a guest could cause."""
         try:
             guest = self._register(hello)
         except (LabError, OSError) as error:
             self.hellos_refused += 1
             self._refuse(hello, str(error))
-        else:
-            guest.answer(Welcome(os.getpid(), hello.epoch))
+            return None
+        guest.answer(Welcome(os.getpid(), hello.epoch))
+        return guest
 
     def goodbye(self, goodbye: Goodbye) -> None:
         """Close a guest's ends. Its process may live on, or die before it has removed its names: the pidfd stays."""
@@ -170,6 +175,7 @@ class Registry:
         """The same guest said hello again: its account and what was discarded go on."""
         guest.counters = before.counters
         guest.last_seq = before.last_seq
+        guest.run_id = before.run_id  # so that an old end of a run is none of a new one
         guest.peak_resident_bytes = before.peak_resident_bytes
         if before.hello == guest.hello and before.identities.ram == guest.identities.ram and guest.objects is not None:
             guest.backend = before.backend

@@ -9,6 +9,7 @@ from common.layout import (
     C_OWNER_PID,
     C_RANDOM_STATE,
     N_PCP_LISTS,
+    TRIGGER_OFF,
     W_ACTIVE,
     W_DEVICE_PID,
     W_MIN_ORDER,
@@ -21,6 +22,7 @@ from common.layout import (
     W_REPORTING_ENABLED,
     W_REQUESTED,
     W_SEED,
+    W_TRIGGER,
 )
 from common.native import kernel, view_u8
 from guest.allocator.buddy import account_free, request_run
@@ -139,6 +141,8 @@ def release_slot(address, cpu, pid):  # type: ignore[no-untyped-def]
 def register_device(address, pid, stale_pid):  # type: ignore[no-untyped-def]
     """Register the reporting device and request the first run without a high-water test (B3).
 
+    With the trigger off nothing is requested: the host starts the runs.
+
     Returns 0, E_LOCK, or the pid of the device that is registered already (S14: one at a time; -EBUSY in v9).
     ``stale_pid`` may be replaced: the caller found it dead.
     """
@@ -153,7 +157,8 @@ def register_device(address, pid, stale_pid):  # type: ignore[no-untyped-def]
         ctl_of(zone)[W_ACTIVE] = 0
         ctl_of(zone)[W_DEVICE_PID] = pid
         ctl_of(zone)[W_REPORTING_ENABLED] = 1
-        request_run(zone)
+        if ctl_of(zone)[W_TRIGGER] != TRIGGER_OFF:
+            request_run(zone)
         holder = np.int64(0)
     unlock_zone(zone)
     return holder

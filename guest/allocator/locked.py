@@ -22,6 +22,8 @@ from common.layout import (
     W_FAILED_ALLOCATIONS,
     W_FREE_PAGES,
     W_FREES,
+    W_HELD_BLOCKS,
+    W_LOW_WATERMARK,
     W_MIN_WATERMARK,
     W_N_PAGES,
     W_RANDOM_STATE,
@@ -31,6 +33,7 @@ from common.layout import (
 from common.mutex import EOWNERDEAD
 from common.native import exchange_u16, kernel, mutex_consistent, mutex_lock, mutex_unlock, prefetch, word_address
 from guest.allocator.buddy import FPI_NONE, take_smallest
+from guest.allocator.held import relieve_pressure
 from guest.allocator.lists import free_list_head, splice_to_front
 from guest.allocator.pageblocks import (
     free_across_pageblocks,
@@ -61,6 +64,7 @@ __all__ = [
     "locked_set_type",
     "locked_unisolate",
     "take_pages",
+    "take_under_pressure",
     "unlock_zone",
 ]
 
@@ -97,16 +101,53 @@ def unlock_zone(zone):  # type: ignore[no-untyped-def]
 
 @kernel
 def take_pages(zone, order, migratetype, flags):  # type: ignore[no-untyped-def]
-    """Allocate from the lists, lock held: watermark, own lists, CMA, other types (rmqueue). A pfn or E_NO_MEMORY."""
-    if not flags & ALLOC_NO_WATERMARKS:
-        mark = ctl_of(zone)[W_MIN_WATERMARK]
-        if flags & ALLOC_HIGH:
-            mark -= mark // 2
-        if ctl_of(zone)[W_FREE_PAGES] - (1 << order) < mark:  # __zone_watermark_ok
+    """Allocate from the lists, lock held: watermarks, own lists, CMA, other types (rmqueue). A pfn or E_NO_MEMORY.
+
+    As in the kernel the low watermark is looked at first; only what would go below it looks further. Where kswapd is
+    woken then, held blocks come back (``relieve_pressure``), one chunk a call.
+    """
+    if ctl_of(zone)[W_FREE_PAGES] - (1 << order) < ctl_of(zone)[W_LOW_WATERMARK]:  # never below min
+        if ctl_of(zone)[W_HELD_BLOCKS]:
+            relieve_pressure(zone)
+        if not above_min(zone, order, flags):
             return np.int64(E_NO_MEMORY)
+    return take_from_lists(zone, order, migratetype)
+
+
+@kernel
+def above_min(zone, order, flags):  # type: ignore[no-untyped-def]
+    """True when what 2**order pages leave is not below min, as ``flags`` lower it (__zone_watermark_ok)."""
+    if flags & ALLOC_NO_WATERMARKS:
+        return True
+    mark = ctl_of(zone)[W_MIN_WATERMARK]
+    if flags & ALLOC_HIGH:
+        mark -= mark // 2
+    return ctl_of(zone)[W_FREE_PAGES] - (1 << order) >= mark
+
+
+@kernel
+def take_from_lists(zone, order, migratetype):  # type: ignore[no-untyped-def]
+    """Own lists, CMA, other types, whatever the watermarks (__rmqueue). A pfn or E_NO_MEMORY."""
     pfn = take_smallest(zone, order, migratetype)
     if pfn < 0:
         pfn = take_fallback(zone, order, migratetype)
+    return pfn
+
+
+@kernel
+def take_under_pressure(zone, order, migratetype, flags):  # type: ignore[no-untyped-def]
+    """``take_pages`` failed: try once more with each chunk of held blocks, until it succeeds or none is held.
+
+    Lock held at entry and at the end, and released between chunks. A pfn, E_NO_MEMORY, or E_LOCK with the lock lost.
+    """
+    pfn = np.int64(E_NO_MEMORY)
+    while pfn < 0 and ctl_of(zone)[W_HELD_BLOCKS]:
+        unlock_zone(zone)
+        if not lock_zone(zone):
+            return np.int64(E_LOCK)
+        relieve_pressure(zone)
+        if above_min(zone, order, flags):
+            pfn = take_from_lists(zone, order, migratetype)
     return pfn
 
 
@@ -116,6 +157,10 @@ def buddy_alloc(zone, order, migratetype, flags):  # type: ignore[no-untyped-def
     if not lock_zone(zone):
         return np.int64(E_LOCK)
     pfn = take_pages(zone, order, migratetype, flags)
+    if pfn < 0 and ctl_of(zone)[W_HELD_BLOCKS]:
+        pfn = take_under_pressure(zone, order, migratetype, flags)
+        if pfn == E_LOCK:
+            return pfn
     if pfn >= 0:
         ctl_of(zone)[W_ALLOCATIONS] += 1
     else:

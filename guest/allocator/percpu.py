@@ -30,6 +30,7 @@ from common.layout import (
     PCP_HEAD_NODES,
     PCP_LOW_ORDERS,
     W_FAILED_ALLOCATIONS,
+    W_HELD_BLOCKS,
     W_N_CPUS,
     W_N_PAGES,
     W_PCP_BATCH,
@@ -50,6 +51,7 @@ from guest.allocator.locked import (
     claim_block,
     lock_zone,
     take_pages,
+    take_under_pressure,
     unlock_zone,
 )
 from guest.allocator.pageblocks import free_across_pageblocks
@@ -130,6 +132,10 @@ def refill(zone, slot, head, order, migratetype, flags):  # type: ignore[no-unty
     last = previous_node(zone, head)
     while taken < wanted:
         pfn = take_pages(zone, order, migratetype, flags)
+        if pfn < 0 and taken == 0 and ctl_of(zone)[W_HELD_BLOCKS]:
+            pfn = take_under_pressure(zone, order, migratetype, flags)
+            if pfn == E_LOCK:
+                return pfn
         if pfn < 0:
             break
         # The forward chain is whole after each block, for rebuild_slot; the head's backward link follows at the end.

@@ -98,6 +98,7 @@ class ZoneStatistics:
     nodes_hold_max: int
     held_pages: int
     held_blocks: int
+    pressure: int
     steals: int
     repairs: int
 
@@ -342,6 +343,7 @@ class Zone:
                 "nodes_hold_max",
                 "held_pages",
                 "held_blocks",
+                "pressure",
                 "steals",
                 "repairs",
             )
@@ -461,7 +463,8 @@ def _check_settings(settings: ZoneSettings) -> None:
 
 def _fill_header(header: Any, settings: ZoneSettings, n_pages: int, offsets: layout.SegmentOffsets) -> None:
     lowest, low, high = _derived_watermarks(n_pages)
-    low = settings.low_watermark or low
+    lowest = settings.min_watermark or lowest
+    low = max(settings.low_watermark or low, lowest)  # the allocator looks at low first, and at min only below it
     values = {
         "magic": layout.MAGIC,
         "layout_version": layout.LAYOUT_VERSION,
@@ -478,9 +481,9 @@ def _fill_header(header: Any, settings: ZoneSettings, n_pages: int, offsets: lay
         "epoch": secrets.randbits(62) + 1,
         "created_ns": time.monotonic_ns(),
         "seed": settings.seed & 0xFFFF_FFFF,
-        "min_watermark": settings.min_watermark or lowest,
+        "min_watermark": lowest,
         "low_watermark": low,
-        "high_watermark": settings.high_watermark or high,
+        "high_watermark": max(settings.high_watermark or high, low),
         "pcp_batch": settings.pcp_batch,
         # zone_highsize(): the low watermark shared out over the CPUs, at least four batches.
         "pcp_high": settings.pcp_high or max(low // settings.cpus, 4 * settings.pcp_batch),

@@ -18,7 +18,6 @@ from common.layout import (
     INACTIVE,
     INTERIOR,
     MT_SHIFT,
-    ORDER_MASK,
     REPORTED,
     W_ACTIVE,
     W_BOUNDARY,
@@ -41,7 +40,8 @@ from common.layout import (
 )
 from common.native import kernel
 from guest.allocator.buddy import account_free, pageblock_type
-from guest.allocator.lists import del_page_from_free_list, free_list_head, link_before, next_node, unlink
+from guest.allocator.held import release_held
+from guest.allocator.lists import del_page_from_free_list, free_list_head, link_before
 from guest.allocator.pageblocks import free_across_pageblocks, write_pageblock_type
 from guest.allocator.view import ctl_of, pages_of
 
@@ -233,22 +233,3 @@ def hold_blocks(zone, pfns, orders, count):  # type: ignore[no-untyped-def]
         ctl_of(zone)[W_HELD_BLOCKS] += 1
         ctl_of(zone)[W_HELD_PAGES] += 1 << order
     return kept
-
-
-@kernel
-def release_held(zone, most, fpi):  # type: ignore[no-untyped-def]
-    """Free at most ``most`` held blocks, oldest first, with ``fpi``; returns how many."""
-    head = zone.n_pages + HELD_LIST
-    released = np.int64(0)
-    pfn = next_node(zone, head)
-    while pfn != head and released < most:
-        state = np.int64(pages_of(zone)[pfn])
-        order = state & ORDER_MASK
-        unlink(zone, pfn)
-        pages_of(zone)[pfn] = INTERIOR
-        ctl_of(zone)[W_HELD_BLOCKS] -= 1
-        ctl_of(zone)[W_HELD_PAGES] -= 1 << order
-        free_across_pageblocks(zone, pfn, order, fpi | (state & ZEROED), np.int64(W_RANDOM_STATE))
-        released += 1
-        pfn = next_node(zone, head)
-    return released

@@ -18,10 +18,12 @@ from guest.allocator.zone import Zone
 from guest.memory import mark_returned, set_residence
 from guest.reporting import table
 from guest.reporting.blocks import SHORT
+from guest.reporting.hold import Cooldown
 
-__all__ = ["MAX_CAPACITY", "Answer", "Batch", "Cycle", "Outcome", "RunStatistics"]
+__all__ = ["MAX_CAPACITY", "RELEASE_BLOCKS", "Answer", "Batch", "Cycle", "Outcome", "RunStatistics"]
 
 MAX_CAPACITY = 1024  # blocks a batch; 4 KiB on the wire
+RELEASE_BLOCKS = 16  # held blocks that go back under one hold of the lock: v9's batch
 
 
 class Outcome(Enum):
@@ -29,9 +31,13 @@ class Outcome(Enum):
 
     DONE = "done"  # discarded; flag the blocks
     KEPT = "kept"  # acknowledged, but the host discards nothing (S12); flag the blocks, their contents stay
+    SENT = "sent"  # nobody waits for an answer (hint without waiting): the host may discard at any later time
     FAILED = "failed"  # the host could not discard, or not all of it
     WITHDRAWN = "withdrawn"  # no answer in time; the report can no longer be acted upon
     UNSETTLED = "unsettled"  # no answer, and the host may still discard: the blocks stay in flight for good (S5)
+
+
+_ACCEPTED = (Outcome.DONE, Outcome.KEPT, Outcome.SENT)
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,18 @@ class Cycle:
         self._orders = np.zeros(self.capacity, dtype=np.int64)
         self._scratch = np.zeros(2, dtype=np.int64)
         self._more = False
+        self._cooldown = Cooldown(seen=zone.statistics().pressure) if self.policy.name == "hold" else None
+
+    def cooling_ns(self, now_ns: int) -> int:
+        """How long the next run has to wait because memory was short; 0 for every policy but ``hold``.
+
+        ``now_ns``: of any clock that does not run backward, always the same. Look at it at each request and once more
+        when the time is up: there may have been pressure again.
+        """
+        if self._cooldown is None:
+            return 0
+        self._cooldown.note(self.zone.statistics().pressure, now_ns)
+        return self._cooldown.left_ns(now_ns)
 
     def begin(self) -> None:
         """Fresh boundaries, ACTIVE."""
@@ -124,7 +142,7 @@ class Cycle:
         return None
 
     def put_back(self, batch: Batch, answer: Outcome | Answer) -> int:
-        """Return a batch to the lists; returns how many of its blocks were still in flight.
+        """Return a batch to the lists, or hold it; returns how many of its blocks were still in flight.
 
         While the blocks are in flight they are this thread's own, so their residence is settled before the lock.
 
@@ -140,7 +158,7 @@ class Cycle:
                     raise UsageError(f"zeroed: {found}; allowed is bool[{zeroed.size}], one a block of the batch")
                 if outcome in (Outcome.DONE, Outcome.FAILED):  # with any other nothing was discarded, whoever says what
                     zeroed = answer.zeroed
-            flag = outcome in (Outcome.DONE, Outcome.KEPT)
+            flag = outcome in _ACCEPTED
             self._settle_residence(batch, outcome)
         finally:  # whatever the residence cost, no block stays behind
             returned = self._return_blocks(batch, zeroed, flag=flag)
@@ -150,7 +168,7 @@ class Cycle:
         """Write down which pages of a batch the host still holds."""
         if outcome is Outcome.DONE:
             mark_returned(self.zone.address, batch.pfns, batch.orders)
-        elif outcome is not Outcome.KEPT and self._residence is not None:
+        elif outcome not in _ACCEPTED and self._residence is not None:
             for pfn, order in zip(batch.pfns.tolist(), batch.orders.tolist(), strict=True):
                 present = self._residence(pfn, order)
                 set_residence(self.zone.address, pfn, np.where(present, RESIDENT, RETURNED).astype(np.uint8))
@@ -169,25 +187,50 @@ class Cycle:
             self._scratch,
         )
         _check(returned)
-        if flag and not self._more and not self.policy.one_pass:
+        if flag and not self._more and not self.policy.one_pass and not self.policy.host_started:
             self._more = self.zone.requested()
         elif not flag:
             self._more = False
         return int(returned)
 
+    def pause(self) -> None:
+        """No more pulls until the run ends, or goes on: the host has said STOP."""
+        self._more = False
+
+    def release(self, blocks: int | None = None) -> int:
+        """Free ``blocks`` held blocks at most, oldest first (None: all), RELEASE_BLOCKS a lock hold; how many."""
+        released = 0
+        if not self.zone.statistics().held_blocks:
+            return 0
+        while blocks is None or released < blocks:
+            most = RELEASE_BLOCKS if blocks is None else min(RELEASE_BLOCKS, blocks - released)
+            count = int(table.locked_release(self.zone.address, most, self.put_back_holds, self._scratch))
+            _check(count)
+            released += count
+            if count < most:
+                break
+        return released
+
     def end(self, *, abandon: bool = False) -> bool:
         """Not ACTIVE any more; returns REQUESTED.
 
         A run may end before ``pull`` said None: what it has not reported is found by the next one. ``abandon`` drops
-        the request, as after a failed report: nothing is queued for it.
+        the request, as after a failed report: nothing is queued for it. The end of a run that the host started frees
+        all that is held.
         """
+        if self.policy.host_started:
+            self.release()
         requested = table.locked_end(self.zone.address, self.policy.number, abandon or self._more, abandon)
         self._more = False
         _check(requested)
         return bool(requested)
 
-    def run(self, report: Callable[[Batch], Outcome | Answer]) -> RunStatistics:
+    def run(
+        self, report: Callable[[Batch], Outcome | Answer], *, resume: Callable[[], bool] | None = None
+    ) -> RunStatistics:
         """One whole run. ``report`` is called without the lock (S10); a failed report ends the run (S8).
+
+        ``resume`` is called once nothing is left to pull, with what is held still held; True goes on pulling.
 
         A batch whose ``report`` raises is put back as withdrawn, and the run ended, before the error goes on.
         """
@@ -196,23 +239,31 @@ class Cycle:
         failed = False
         self.begin()
         try:
-            while (batch := self.pull()) is not None:
-                answer: Outcome | Answer = Outcome.WITHDRAWN
-                try:
-                    answer = report(batch)
-                finally:
-                    failed = _outcome_of(answer) not in (Outcome.DONE, Outcome.KEPT)
-                    if _outcome_of(answer) is Outcome.UNSETTLED:
-                        self._more = False
-                    else:
-                        self.put_back(batch, answer)
-                batches += 1
-                blocks += batch.pfns.size
-                pages += batch.pages
+            going_on = True
+            while going_on:
+                while (batch := self.pull()) is not None:
+                    failed = True  # until the report has come back, and been accepted
+                    failed = not self._report(batch, report)
+                    batches += 1
+                    blocks += batch.pfns.size
+                    pages += batch.pages
+                going_on = self._more = not failed and resume is not None and resume()
         finally:
             requested = self.end(abandon=failed)
         visited = self.zone.statistics().nodes_visited - visited
         return RunStatistics(batches, blocks, pages, visited, failed, requested)
+
+    def _report(self, batch: Batch, report: Callable[[Batch], Outcome | Answer]) -> bool:
+        """Report one batch and put it back, whatever ``report`` does; True if the host took it."""
+        answer: Outcome | Answer = Outcome.WITHDRAWN
+        try:
+            answer = report(batch)
+        finally:
+            if _outcome_of(answer) is Outcome.UNSETTLED:
+                self._more = False
+            else:
+                self.put_back(batch, answer)
+        return _outcome_of(answer) in _ACCEPTED
 
 
 def _outcome_of(answer: Outcome | Answer) -> Outcome:

@@ -11,6 +11,11 @@ Invariants:
   can begin, however late the host wakes (S5). While the host holds the gate the blocks stay in flight.
 * An acknowledgement counts only with this process's epoch and the number that is waited for, and only if what it
   confirms as zero is one bit a block of that report, or nothing (Z1).
+* A host's command counts only with this epoch, on a connection, and if its run is newer than every one before it; one
+  that has not been begun yet is replaced by the next. So a host that floods, repeats or never ends its commands costs
+  time, and keeps no block for longer than a deadline.
+
+Without waiting (``wait_for_ack`` False) the first two do not hold, on purpose: a report is sent and forgotten.
 
 Rejected: a deadline in the message (the host can be stopped between looking at the clock and discarding); taking the
 message back out of the queue (tells nothing once the host has received it).
@@ -30,7 +35,7 @@ import numpy as np
 
 from common import messages, names
 from common.errors import LabError, MachineError, MessageError, PeerError, UsageError
-from common.messages import Status
+from common.messages import CMD_DONE, CMD_FIRST_RUN, Status
 from common.queues import Queue, create_ack_queue, create_report_queue
 from common.ramobject import RamObject
 from guest.reporting.cycle import Answer, Batch, Outcome
@@ -39,6 +44,7 @@ __all__ = ["Link", "LinkStatistics"]
 
 _HELLO_RETRY_S = 1.0  # only while a hello could not be sent because the control queue was full
 _GATE_RETRY_S = 0.02  # only while the host sits inside the gate past the deadline
+_END_RETRY_S = 0.1  # only while the end of a run could not be sent because the report queue was full
 _STOP_GRACE_S = 5.0  # how long a stopping guest waits for a host that sits inside the gate
 
 _OUTCOMES = {
@@ -61,6 +67,8 @@ class LinkStatistics:
     failed: int
     stale_acks: int
     malformed: int
+    commands: int
+    stale_commands: int
 
 
 class Link:
@@ -69,7 +77,8 @@ class Link:
     Args:
         hello: what the guest says of itself.
         on_refused: called from the link's thread when a host refuses this guest, with the reason.
-        deadline_ns: how long a report may wait for its acknowledgement.
+        deadline_ns: how long a report may wait for its acknowledgement, and the end of a run for the host's DONE.
+        wait_for_ack: False sends reports and waits for nothing: the host may discard what is long in use again.
 
     Raises:
         MachineError: queues exhausted. NameInUseError: the queues of this name exist.
@@ -83,12 +92,15 @@ class Link:
         *,
         deadline_ns: int,
         on_refused: Callable[[LabError], None],
+        wait_for_ack: bool = True,
     ) -> None:
         self._lab = lab
         self._hello = hello
         self._ram = ram
-        self._deadline_s = deadline_ns / 1e9
+        self.deadline_s = deadline_ns / 1e9
         self._on_refused = on_refused
+        self._wait_for_ack = wait_for_ack
+        self._on_command: Callable[[], object] = bool  # nobody
         self._condition = threading.Condition()
         self._host_pidfd = -1
         self._connections = self._reports = self._withdrawn = self._failed = self._stale = self._malformed = 0
@@ -96,6 +108,10 @@ class Link:
         self._ack: messages.Ack | None = None
         self._awaited = 0
         self._awaited_blocks = 0
+        self._commands = self._stale_commands = 0
+        self._newest_run = self._due_run = 0  # ids: the newest run of this connection, and the one not begun yet
+        self._order: int | None = None  # STOP or DONE, since the run in progress began
+        self._unsent_end = 0
         self._stopping = False
         self._refused = False
         self._hello_due = False
@@ -147,7 +163,14 @@ class Link:
     def statistics(self) -> LinkStatistics:
         """Counts so far."""
         return LinkStatistics(
-            self._connections, self._reports, self._withdrawn, self._failed, self._stale, self._malformed
+            self._connections,
+            self._reports,
+            self._withdrawn,
+            self._failed,
+            self._stale,
+            self._malformed,
+            self._commands,
+            self._stale_commands,
         )
 
     def wait_connected(self) -> bool:
@@ -169,7 +192,7 @@ class Link:
             self._awaited_blocks = none.size
             self._ack = None
         self._reports += 1
-        deadline = time.monotonic() + self._deadline_s
+        deadline = time.monotonic() + self.deadline_s
         message = messages.encode(
             messages.Report(
                 epoch=self._hello.epoch,
@@ -179,7 +202,12 @@ class Link:
                 blocks=messages.pack_blocks(batch.pfns, batch.orders),
             )
         )
-        if self._out.send(message, self._deadline_s):
+        sent = self._out.send(message, self.deadline_s)
+        if not self._wait_for_ack:
+            with self._condition:
+                self._awaited = 0  # its acknowledgement will be one of nobody's
+            return Answer(Outcome.SENT if sent else Outcome.WITHDRAWN, none)  # unsent, it is nowhere
+        if sent:
             with self._condition:
                 self._condition.wait_for(
                     lambda: self._ack is not None or not self.connected or self._stopping,
@@ -232,6 +260,58 @@ class Link:
         while self._out.receive(0) is not None:
             pass
 
+    # -- runs that the host starts, on the reporter's thread ----------------------------------------------------------
+
+    def on_command(self, call: Callable[[], object]) -> None:
+        """From now on, call this from the link's thread when the host has started a run."""
+        self._on_command = call
+
+    @property
+    def run_is_due(self) -> bool:
+        """The host has started a run that nobody has begun."""
+        return self._due_run > 0
+
+    def begin_run(self) -> int:
+        """Id of the run that the host has started last; 0 if it has been begun already, or its host is gone."""
+        with self._condition:
+            run, self._due_run, self._order = self._due_run, 0, None
+            return run
+
+    def may_go_on(self) -> bool:
+        """Whether the run in progress is still wanted: not stopped, not done, not overtaken by a newer one."""
+        return self.connected and self._order is None and not self._due_run and not self._stopping
+
+    def finish_run(self, run: int, until_s: float) -> bool:
+        """Tell the host that ``run`` is complete, and wait for its DONE, until ``until_s`` (monotonic) at most.
+
+        True: it has started a newer run instead, for which what is held may be kept.
+        """
+        if not self._wait_for_ack:
+            self._unsent_end = run  # its blocks go first
+            return False
+        self._send_end(run, until_s - time.monotonic())
+        with self._condition:
+            self._condition.wait_for(
+                lambda: self._order == CMD_DONE or self._due_run or not self.connected or self._stopping,
+                max(0.0, until_s - time.monotonic()),
+            )
+            return self._due_run > 0 and self._order != CMD_DONE and not self._stopping
+
+    def _send_end(self, run: int, timeout_s: float) -> None:
+        message = messages.encode(messages.RunEnd(self._hello.epoch, run))
+        self._unsent_end = 0 if self._out.send(message, max(0.0, timeout_s)) else run
+
+    def settle_run(self, run: int, *, failed: bool) -> None:
+        """After the blocks of ``run`` are free: tell the host, if it has not been told, as soon as the queue has room.
+
+        It starts no other before. Sleeps on the queue while the host does not read it; a host that is gone is not told.
+        """
+        if failed:
+            self._unsent_end = run
+        while self._unsent_end and self.connected and not self._stopping:
+            self._send_end(self._unsent_end, _END_RETRY_S)
+        self._unsent_end = 0
+
     # -- the listening thread -----------------------------------------------------------------------------------------
 
     def _listen(self) -> None:
@@ -274,6 +354,8 @@ class Link:
                     self._condition.notify_all()
                 else:
                     self._stale += 1
+        elif isinstance(message, messages.Command):
+            self._hear_command(message)
         elif isinstance(message, messages.Welcome) and message.epoch == self._hello.epoch:
             self._meet_host(message.host_pid)
         elif isinstance(message, messages.Announce):
@@ -284,6 +366,23 @@ class Link:
                 self._on_refused(UsageError(f"the host refused guest {self._hello.guest!r}: {message.reason}"))
         else:
             self._malformed += 1
+
+    def _hear_command(self, command: messages.Command) -> None:
+        """Note what the host orders; who begins a run is called outside the lock."""
+        with self._condition:
+            of_ours = self._hello.commands and command.epoch == self._hello.epoch and self.connected
+            is_run = command.id >= CMD_FIRST_RUN
+            if not of_ours or (is_run and command.id <= self._newest_run):
+                self._stale_commands += 1
+                return
+            self._commands += 1
+            if is_run:
+                self._newest_run = self._due_run = command.id
+            else:
+                self._order = command.id
+            self._condition.notify_all()
+        if is_run:
+            self._on_command()
 
     def _meet_host(self, pid: int) -> None:
         """Watch the host's process; the number of this connection tells its end from that of an earlier host."""
@@ -301,6 +400,7 @@ class Link:
     def _drop_host(self) -> None:
         with self._condition:
             old, self._host_pidfd = self._host_pidfd, -1
+            self._newest_run = self._due_run = 0
             self._condition.notify_all()
         if old >= 0:
             with contextlib.suppress(KeyError, ValueError, OSError):  # closed with its thread already

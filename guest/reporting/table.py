@@ -17,9 +17,18 @@ from common.statistics import record
 from guest.allocator.buddy import FPI_SKIP_REPORT_NOTIFY, FPI_TO_TAIL, unqueue_work
 from guest.allocator.locked import E_LOCK, lock_zone, unlock_zone
 from guest.allocator.view import ctl_of, open_zone
-from guest.reporting import blocks, boundary, rotate, scan, skip_walk
+from guest.reporting import bitmap, blocks, boundary, hint, hold, rotate, scan, skip_walk
 
-__all__ = ["POLICIES", "Policy", "find_policy", "locked_begin", "locked_end", "locked_pull", "locked_put_back"]
+__all__ = [
+    "POLICIES",
+    "Policy",
+    "find_policy",
+    "locked_begin",
+    "locked_end",
+    "locked_pull",
+    "locked_put_back",
+    "locked_release",
+]
 
 
 @dataclass(frozen=True)
@@ -75,12 +84,29 @@ POLICIES = {
             one_pass=True,
             rearms=False,
         ),
+        # v37 of free page hinting: no delay; the kernel sends block by block.
+        Policy(
+            6,
+            "hint",
+            "one-shot, started by the host: allocate until failure, hold until the host says done",
+            "off",
+            0,
+            16,
+            keeps=True,
+            host_started=True,
+            rearms=False,
+        ),
+        # v10 to v12 of Nitesh Narayan Lal's series: 16 bits set, reports of 16, a workqueue at once (reference 3.2).
+        Policy(7, "bitmap", "a bit a block set on free, no flag, a lock cycle a bit", "bitmap", 0, 16, 16),
+        # Trigger, delay and batch of mainline, since those of the driver that it follows are not known.
+        Policy(8, "hold", "report, then hold the block until memory is short", "any", 2_000_000_000, 32, keeps=True),
     )
 }
 OFF, BOUNDARY = 0, 1
 SCAN = 2
 SKIP_WALK = 3
 ROTATE = 4
+HINT, BITMAP, HOLD = 6, 7, 8
 
 
 def find_policy(name: str) -> Policy:
@@ -108,6 +134,12 @@ def locked_begin(address, policy):  # type: ignore[no-untyped-def]
         skip_walk.begin(zone)
     elif policy == ROTATE:
         rotate.begin(zone)
+    elif policy == HINT:
+        hint.begin(zone)
+    elif policy == BITMAP:
+        bitmap.begin(zone)
+    elif policy == HOLD:
+        hold.begin(zone)
     unlock_zone(zone)
     return 0
 
@@ -121,6 +153,8 @@ def locked_pull(address, policy, pfns, orders, holds, scratch):  # type: ignore[
     """
     zone = open_zone(address)
     count, state = np.int64(0), blocks.SHORT
+    if policy == BITMAP:
+        return bitmap.locked_scan(zone, pfns, orders, holds, scratch)
     if policy == BOUNDARY:
         boundary.prefetch_pull(zone, pfns.size)
     if not lock_zone(zone):
@@ -135,6 +169,10 @@ def locked_pull(address, policy, pfns, orders, holds, scratch):  # type: ignore[
         count, state = skip_walk.pull(zone, pfns, orders, pfns.size)
     elif policy == ROTATE:
         count, state = rotate.pull(zone, pfns, orders, pfns.size)
+    elif policy == HINT:
+        count, state = hint.pull(zone, pfns, orders, pfns.size)
+    elif policy == HOLD:
+        count, state = hold.pull(zone, pfns, orders, pfns.size)
     visited = ctl_of(zone)[W_NODES_VISITED] - visited
     ctl_of(zone)[W_NODES_HOLD_MAX] = max(ctl_of(zone)[W_NODES_HOLD_MAX], visited)
     elapsed = clock_ns(scratch) - start
@@ -157,6 +195,13 @@ def locked_put_back(address, policy, pfns, orders, count, reported, zeroed, hold
     blocks.mark_zeroed(zone, pfns, orders, count, zeroed)
     if BOUNDARY <= policy <= ROTATE:
         returned = blocks.put_back(zone, pfns, orders, count, reported, FPI_SKIP_REPORT_NOTIFY | FPI_TO_TAIL)
+    elif policy == BITMAP:
+        returned = blocks.put_back(zone, pfns, orders, count, False, FPI_SKIP_REPORT_NOTIFY)
+    elif policy == HINT or policy == HOLD:
+        if reported and not (policy == HOLD and hold.pressed(zone)):
+            returned = blocks.hold_blocks(zone, pfns, orders, count)
+        else:
+            returned = blocks.put_back(zone, pfns, orders, count, False, FPI_SKIP_REPORT_NOTIFY | FPI_TO_TAIL)
     elapsed = clock_ns(scratch) - start
     unlock_zone(zone)
     record(holds, elapsed)
@@ -179,7 +224,30 @@ def locked_end(address, policy, early, abandon):  # type: ignore[no-untyped-def]
             blocks.clear_request(zone)
     elif policy == ROTATE:
         blocks.end_plain(zone)  # what was asked for during the run stands, however it ended (M1)
+    elif policy == HINT:
+        hint.end(zone)
+    elif policy == BITMAP:
+        bitmap.end(zone, abandon)
+    elif policy == HOLD:
+        hold.end(zone, abandon)
     unqueue_work(zone)
     requested = ctl_of(zone)[W_REQUESTED]
     unlock_zone(zone)
     return requested
+
+
+@kernel
+def locked_release(address, most, holds, scratch):  # type: ignore[no-untyped-def]
+    """Free at most ``most`` of the blocks that are held, whichever policy holds them; how many, or E_LOCK.
+
+    Nobody is asked for a run. ``holds``, ``scratch``: as in ``locked_pull``.
+    """
+    zone = open_zone(address)
+    if not lock_zone(zone):
+        return np.int64(E_LOCK)
+    start = clock_ns(scratch)
+    released = blocks.release_held(zone, most, FPI_SKIP_REPORT_NOTIFY)
+    elapsed = clock_ns(scratch) - start
+    unlock_zone(zone)
+    record(holds, elapsed)
+    return released

@@ -159,7 +159,7 @@ class _Probe:
             self._populate((pfns[:, None] + np.arange(size)).ravel())
         batch = Batch(pfns, np.full(blocks, order, dtype=np.int64), last=True)
         host, guest, start = _process_ns(self._host_pid), time.process_time_ns(), time.perf_counter_ns()
-        outcome = self._machine.link.report(batch)
+        outcome = self._machine.link.report(batch).outcome
         elapsed = time.perf_counter_ns() - start
         guest = time.process_time_ns() - guest
         host = _process_ns(self._host_pid) - host

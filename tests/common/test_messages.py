@@ -15,19 +15,23 @@ from common.errors import MessageError
 from common.geometry import MAX_PAGES, TOP_ORDER
 from common.messages import (
     ACK_MSG_BYTES,
+    CMD_FIRST_RUN,
     CONTROL_MSG_BYTES,
     MAX_CAPACITY,
+    MAX_COMMAND,
     MAX_I63,
     MAX_PID,
     MAX_REASON_CHARS,
     WIRE_VERSION,
     Ack,
     Announce,
+    Command,
     Goodbye,
     Hello,
     Message,
     Refuse,
     Report,
+    RunEnd,
     Status,
     Welcome,
     decode,
@@ -58,6 +62,7 @@ messages: st.SearchStrategy[Message] = st.one_of(
         st.integers(1, MAX_CAPACITY),
         st.integers(0, TOP_ORDER),
         st.integers(0, 255),
+        st.booleans(),
     ),
     st.builds(Goodbye, _names, _pids, _positive),
     st.builds(Report, _positive, _positive, st.booleans(), _natural, _blocks),
@@ -65,10 +70,12 @@ messages: st.SearchStrategy[Message] = st.one_of(
     st.builds(Ack, _positive, _positive, st.sampled_from(Status), _natural, _natural, _bits),
     st.builds(Announce, _pids),
     st.builds(Refuse, _reasons),
+    st.builds(Command, _positive, st.integers(0, MAX_COMMAND)),
+    st.builds(RunEnd, _positive, st.integers(CMD_FIRST_RUN, MAX_COMMAND)),
 )
 
 LARGEST: list[tuple[Message, int]] = [
-    (Hello(LONGEST_NAME, MAX_PID, MAX_I63, MAX_PAGES, "shared", MAX_CAPACITY, TOP_ORDER, 255), CONTROL_MSG_BYTES),
+    (Hello(LONGEST_NAME, MAX_PID, MAX_I63, MAX_PAGES, "shared", MAX_CAPACITY, TOP_ORDER, 255, True), CONTROL_MSG_BYTES),
     (Goodbye(LONGEST_NAME, MAX_PID, MAX_I63), CONTROL_MSG_BYTES),
     (Report(MAX_I63, MAX_I63, True, MAX_I63, bytes(4 * MAX_CAPACITY)), report_msg_bytes(MAX_CAPACITY)),
     (Report(MAX_I63, MAX_I63, True, MAX_I63, bytes(4)), report_msg_bytes(1)),
@@ -76,6 +83,8 @@ LARGEST: list[tuple[Message, int]] = [
     (Ack(MAX_I63, MAX_I63, Status.INHIBITED, MAX_I63, MAX_I63, bytes(MAX_CAPACITY // 8)), ACK_MSG_BYTES),
     (Announce(MAX_PID), ACK_MSG_BYTES),
     (Refuse("x" * MAX_REASON_CHARS), ACK_MSG_BYTES),
+    (Command(MAX_I63, MAX_COMMAND), ACK_MSG_BYTES),
+    (RunEnd(MAX_I63, MAX_COMMAND), report_msg_bytes(1)),
 ]
 
 
@@ -126,7 +135,7 @@ _junk = st.recursive(
 )
 
 
-@given(st.integers(0, 9), st.lists(_junk, max_size=9))
+@given(st.integers(0, 10), st.lists(_junk, max_size=9))
 def test_well_formed_msgpack_of_wrong_values_raises_message_errors_only(kind: int, fields: list[Any]) -> None:
     try:
         decoded = decode(msgpack.packb([WIRE_VERSION, kind, *fields]))
@@ -143,7 +152,7 @@ def test_well_formed_msgpack_of_wrong_values_raises_message_errors_only(kind: in
         msgpack.packb(None),
         msgpack.packb([]),
         msgpack.packb([WIRE_VERSION]),
-        msgpack.packb([WIRE_VERSION, 8]),
+        msgpack.packb([WIRE_VERSION, 10]),
         msgpack.packb([WIRE_VERSION, 0]),
         msgpack.packb([WIRE_VERSION, -1]),
         msgpack.packb([WIRE_VERSION + 1, 6, 1]),
@@ -159,11 +168,11 @@ def test_well_formed_msgpack_of_wrong_values_raises_message_errors_only(kind: in
         msgpack.packb([WIRE_VERSION, 7, b"bytes"]),
         msgpack.packb([WIRE_VERSION, 7, msgpack.ExtType(1, b"x")]),
         msgpack.packb([WIRE_VERSION, 7, msgpack.Timestamp(1)]),
-        b"\x93\x01\x07\xa2\xff\xfe",  # not UTF-8
+        b"\x93\x02\x07\xa2\xff\xfe",  # not UTF-8
         b"\x91" * 2000,  # nested deeper than any message
         b"\xdd\xff\xff\xff\xff",  # an array of 2**32 - 1 items
-        b"\x93\x01\x07\xdb\xff\xff\xff\xff",  # a text of 4 GiB
-        b"\x93\x01\x03\xc6\xff\xff\xff\xff",  # a binary field of 4 GiB
+        b"\x93\x02\x07\xdb\xff\xff\xff\xff",  # a text of 4 GiB
+        b"\x93\x02\x03\xc6\xff\xff\xff\xff",  # a binary field of 4 GiB
     ],
 )
 def test_what_is_no_message_is_refused(data: bytes) -> None:
@@ -173,6 +182,7 @@ def test_what_is_no_message_is_refused(data: bytes) -> None:
 
 _HELLO: dict[str, Any] = dataclasses.asdict(Hello("g0", 1, 1, 4096, "shared", 16, 9))
 _REPORT: dict[str, Any] = dataclasses.asdict(Report(1, 1, False, 0, bytes(4)))
+_COMMAND: dict[str, Any] = dataclasses.asdict(Command(1, 2))
 _ACK: dict[str, Any] = dataclasses.asdict(Ack(1, 1, Status.DONE, 0, 0))
 _NOT_INTEGERS = [True, None, 1.0, float("nan"), float("inf"), "1", b"1", [1], -1, 1 << 63]
 
@@ -188,6 +198,10 @@ _NOT_INTEGERS = [True, None, 1.0, float("nan"), float("inf"), "1", b"1", [1], -1
         *((1, _HELLO, "capacity", value) for value in [*_NOT_INTEGERS, 0, MAX_CAPACITY + 1]),
         *((1, _HELLO, "min_order", value) for value in [*_NOT_INTEGERS, TOP_ORDER + 1]),
         *((1, _HELLO, "poison", value) for value in [*_NOT_INTEGERS, 256]),
+        *((1, _HELLO, "commands", value) for value in [0, 1, None, "True"]),
+        *((8, _COMMAND, "epoch", value) for value in [*_NOT_INTEGERS, 0]),
+        *((8, _COMMAND, "id", value) for value in [*_NOT_INTEGERS, MAX_COMMAND + 1]),
+        *((9, _COMMAND, "id", value) for value in [*_NOT_INTEGERS, CMD_FIRST_RUN - 1, MAX_COMMAND + 1]),
         *((3, _REPORT, "seq", value) for value in [*_NOT_INTEGERS, 0]),
         *((3, _REPORT, "last", value) for value in [0, 1, None, "True"]),
         *((3, _REPORT, "pulled_ns", value) for value in _NOT_INTEGERS),

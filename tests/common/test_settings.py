@@ -359,3 +359,13 @@ def test_the_names_that_help_lists_are_those_of_the_tables() -> None:
     assert set(POLICIES) == set(table.POLICIES)
     assert set(WORKLOADS) == {*vcpu.WORKLOADS, "none"}
     assert len(set(BACKENDS)) == len(BACKENDS)
+
+
+def test_not_waiting_for_the_host_is_for_hint_alone() -> None:
+    """It corrupts a guest on purpose, which a reader of --help has to be told."""
+    assert GuestSettings(policy="hint", wait_for_ack=False).wait_for_ack is False
+    with pytest.raises(UsageError, match=r"wait_for_ack: False.*'boundary'.*hint"):
+        GuestSettings(wait_for_ack=False)
+    parser = argparse.ArgumentParser()
+    add_flags(parser, GuestSettings)
+    assert "CORRUPTS" in parser.format_help()

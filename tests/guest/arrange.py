@@ -107,10 +107,19 @@ class HandHost:
 class Wire:
     """A link, its RAM object, and one thread to call ``report`` from."""
 
-    def __init__(self, lab: str, *, deadline_ns: int = HOUR_NS, hello: Hello | None = None) -> None:
+    def __init__(
+        self, lab: str, *, deadline_ns: int = HOUR_NS, hello: Hello | None = None, wait_for_ack: bool = True
+    ) -> None:
         self.refusals: list[LabError] = []
         self.ram = RamObject.create(lab, GUEST, ram_bytes=N_PAGES * PAGE_BYTES)
-        self.link = Link(lab, hello or hello_of(), self.ram, deadline_ns=deadline_ns, on_refused=self.refusals.append)
+        self.link = Link(
+            lab,
+            hello or hello_of(),
+            self.ram,
+            deadline_ns=deadline_ns,
+            on_refused=self.refusals.append,
+            wait_for_ack=wait_for_ack,
+        )
         self._pool = concurrent.futures.ThreadPoolExecutor(1)
 
     def report(self, batch: Batch | None = None) -> concurrent.futures.Future[Outcome]:
