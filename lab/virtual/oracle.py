@@ -30,7 +30,7 @@ NOT_RESIDENT_NS, REFAULTS, END = 0, 1, 2
 
 @kernel
 def settle_journal(journal, freed_at, sums, start, page_ns, refault_ns, threshold_ns):  # type: ignore[no-untyped-def]
-    """Go through a journal and empty it: from virtual time ``start`` on, at ``page_ns`` a page, ``refault_ns`` a refault.
+    """Go through a journal and empty it: from time ``start`` on, at ``page_ns`` a page and ``refault_ns`` a refault.
 
     Args:
         freed_at: float64[n_pages], when each page was freed, -1 while it is in use or was never used.
