@@ -52,7 +52,7 @@ class VirtualCpu:
         self._step = Step(0.0, 0, 0, ())
         self._then: Callable[[], None] = self._next
         self._mark = self._until_lock = _NEVER
-        self._on_allocation = False
+        self._on_allocation = self._counted = False
         self._waiting_since = -1.0
         self._overdue = 0.0
 
@@ -108,11 +108,15 @@ class VirtualCpu:
             world.books.set_resident(world.books.resident + touched)
         if self._oracle is not None:
             step.work_ns += self._oracle.settle(world.clock.now, step.work_ns, moved, world.allocated)
-        if world.reporting:
-            for latency, count in step.allocations:
-                world.books.latencies.add(latency, count)
         world.look()
         return step
+
+    def _count_latencies(self) -> None:
+        """Count the step's allocations once, if any part of it falls into a run."""
+        if self._world.reporting and not self._counted:
+            self._counted = True
+            for latency, count in self._step.allocations:
+                self._world.books.latencies.add(latency, count)
 
     def _stepped(self, asked: int) -> None:
         """The work of a workload's step is done."""
@@ -207,7 +211,8 @@ class VirtualCpu:
 
     def _perform(self, step: Step, then: Callable[[], None]) -> None:
         """Work a step off, then call ``then``."""
-        self._step, self._then = step, then
+        self._step, self._then, self._counted = step, then, False
+        self._count_latencies()
         self._work(step.work_ns)
 
     def _work(self, amount: float) -> None:
@@ -235,7 +240,10 @@ class VirtualCpu:
         self._mark = self._until_lock = _NEVER
         self._on_allocation = False
         locks = self._step.locks
-        if self._task is None or not locks:
+        if self._task is None:
+            return
+        self._count_latencies()
+        if not locks:
             return
         self._mark = self._task.remaining
         distance = self._step.work_ns / locks
