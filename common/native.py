@@ -43,6 +43,7 @@ __all__ = [
     "prefetch",
     "semaphore_post",
     "semaphore_try",
+    "semaphore_wait",
     "sleep_us",
     "store_i64",
     "thread_id",
@@ -111,6 +112,7 @@ mutex_unlock: Any
 mutex_consistent: Any
 semaphore_post: Any
 semaphore_try: Any
+semaphore_wait: Any
 barrier: Any
 exchange_i64: Any
 exchange_u16: Any
@@ -135,6 +137,7 @@ if JIT:
     mutex_consistent = types.ExternalFunction("pthread_mutex_consistent", types.int32(types.uintp))
     semaphore_post = types.ExternalFunction("sem_post", types.int32(types.uintp))
     semaphore_try = types.ExternalFunction("sem_trywait", types.int32(types.uintp))
+    semaphore_wait = types.ExternalFunction("sem_wait", types.int32(types.uintp))
     _clock_gettime = types.ExternalFunction("clock_gettime", types.int32(types.int32, types.uintp))
 
     @intrinsic
@@ -294,6 +297,7 @@ else:
     mutex_consistent = _libc_call("pthread_mutex_consistent")
     semaphore_post = _libc_call("sem_post")
     semaphore_try = _libc_call("sem_trywait")
+    semaphore_wait = _libc_call("sem_wait")
 
     def prefetch(address: int) -> None:
         """Nothing to do without compiled code: the interpreter's own misses dwarf these."""

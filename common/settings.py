@@ -34,7 +34,7 @@ __all__ = [
 # Names only, so that --help need not load compiled code. The tables with the substance are those of guest/reporting and
 # guest/workloads; a test holds both to these.
 BACKENDS = ("shared", "model")
-POLICIES = ("boundary", "off")
+POLICIES = ("boundary", "off", "walk-locked", "shared")
 WORKLOADS = ("memhog", "page-fault", "churn", "burst", "none")
 DEFAULT_PLOT = "out/demo.png"
 

@@ -229,7 +229,15 @@ class Machine:
             self._work_ended = time.monotonic()
         for vcpu in self.vcpus:
             if vcpu.ident is not None:
-                vcpu.join()
+                self._join(vcpu)
+
+    def _join(self, vcpu: VCpu) -> None:
+        """Wait for a vCPU that was told to stop. It may sleep on a zone lock that is held until a host answers."""
+        if self.policy.under_lock and self.reporter is not None:
+            vcpu.join(self.settings.deadline_ns / 1e9 + _LONGEST_SETTLING_S)
+            if vcpu.is_alive():
+                self.reporter.hurry()
+        vcpu.join()
 
     def settle(self) -> None:
         """After ``stop_work``: let the reporter give back what the workload freed, as an idle guest would.
@@ -311,6 +319,8 @@ class Machine:
             "pull": _histogram(self.cycle.pull_holds),
             "put_back": _histogram(self.cycle.put_back_holds),
         }
+        if self.policy.under_lock:
+            holds["waiting"] = _histogram(self.cycle.walk_wait_ns)  # the part of "pull" that was not the walk
         return GuestResult(
             ok=not complaints and self.error is None,
             name=self.name,

@@ -34,6 +34,7 @@ def warm_up() -> float:
         zone.release_cpu(vcpu.cpu)
     cycle = Cycle(zone)
     cycle.run(lambda _batch: Outcome.DONE)
+    Cycle(zone, "walk-locked").run(lambda _batch: Outcome.DONE)
     set_residence(zone.address, 0, np.ones(1, dtype=np.uint8))
     pfn = zone.alloc(0)
     if pfn is not None:

@@ -18,6 +18,7 @@ from guest.allocator.zone import Zone
 from guest.memory import mark_returned, set_residence
 from guest.reporting import table
 from guest.reporting.blocks import SHORT
+from guest.reporting.walk_locked import Walker
 
 __all__ = ["MAX_CAPACITY", "Batch", "Cycle", "Outcome", "RunStatistics"]
 
@@ -92,14 +93,31 @@ class Cycle:
         self._orders = np.zeros(self.capacity, dtype=np.int64)
         self._scratch = np.zeros(2, dtype=np.int64)
         self._more = False
+        self.walk_wait_ns = new_histogram()
+        self._walker: Walker | None = None
+        if self.policy.under_lock:
+            self._walker = Walker(zone.address, self._pfns, self._orders, self.pull_holds, self.walk_wait_ns)
+
+    @property
+    def walk_hold_ns(self) -> np.ndarray:
+        """Histogram of ns under the lock a walk, for a policy that reports under it; ``walk_wait_ns``: the part of it
+        that was spent waiting for the reporter and the host. The same as ``pull_holds``.
+        """
+        return self.pull_holds
 
     def begin(self) -> None:
-        """Fresh boundaries, ACTIVE."""
+        """Fresh boundaries, ACTIVE. A policy that reports under the lock takes it and keeps it until the end."""
+        if self._walker is not None:
+            self._walker.start()
+            self._more = True
+            return
         _check(table.locked_begin(self.zone.address, self.policy.number))
         self._more = True
 
     def pull(self) -> Batch | None:
         """Take the next batch in flight; None when nothing unreported is left and nobody has asked anew."""
+        if self._walker is not None:
+            return self._pull_from_walk(self._walker)
         while self._more:
             count, state = table.locked_pull(
                 self.zone.address, self.policy.number, self._pfns, self._orders, self.pull_holds, self._scratch
@@ -110,6 +128,14 @@ class Cycle:
             if count:
                 return Batch(self._pfns[:count].copy(), self._orders[:count].copy(), state == SHORT)
         return None
+
+    def _pull_from_walk(self, walker: Walker) -> Batch | None:
+        count, last = walker.next() if self._more else (0, True)
+        _check(count)
+        if count == 0:
+            self._more = False
+            return None
+        return Batch(self._pfns[:count].copy(), self._orders[:count].copy(), last)
 
     def put_back(self, batch: Batch, outcome: Outcome) -> int:
         """Return a batch to the lists; returns how many of its blocks were still in flight.
@@ -133,6 +159,10 @@ class Cycle:
 
     def _return_blocks(self, batch: Batch, *, flag: bool) -> int:
         """Put the blocks back on their lists, flagged or not; how many were still in flight."""
+        if self._walker is not None and self._walker.walking:  # they have never left their lists
+            self._more = flag and not batch.last
+            self._walker.settle(acknowledged=flag)
+            return int(batch.pfns.size)
         returned = table.locked_put_back(
             self.zone.address,
             self.policy.number,
@@ -156,6 +186,8 @@ class Cycle:
         A run may end before ``pull`` said None: what it has not reported is found by the next one. ``abandon`` drops
         the request, as after a failed report: nothing is queued for it.
         """
+        if self._walker is not None:
+            self._walker.close()
         requested = table.locked_end(self.zone.address, self.policy.number, abandon or self._more, abandon)
         self._more = False
         _check(requested)

@@ -58,9 +58,14 @@ POLICIES = {
         Policy(0, "off", "no reporting: nothing is ever given back", "off", 0, 16),
         # v9: HZ/10, min(ring, 16), reference section 0.
         Policy(1, "boundary", "v9: flag, boundary, high-water mark", "hwm", 100_000_000, 16),
+        # The series named neither delay nor batch: those of v9, so that only what differs differs.
+        Policy(
+            5, "walk-locked", "v14-v29 of hinting: reported under the lock", "hwm", 100_000_000, 16, under_lock=True
+        ),
     )
 }
 OFF, BOUNDARY = 0, 1
+WALK_LOCKED = 5
 
 
 def find_policy(name: str) -> Policy:
@@ -121,6 +126,8 @@ def locked_put_back(address, policy, pfns, orders, count, reported, holds, scrat
     start = clock_ns(scratch)
     if policy == BOUNDARY:
         returned = blocks.put_back(zone, pfns, orders, count, reported, FPI_SKIP_REPORT_NOTIFY | FPI_TO_TAIL)
+    elif policy == WALK_LOCKED:  # what its walk took in flight as it had to end; it flags nothing
+        returned = blocks.put_back(zone, pfns, orders, count, False, FPI_SKIP_REPORT_NOTIFY | FPI_TO_TAIL)
     elapsed = clock_ns(scratch) - start
     unlock_zone(zone)
     record(holds, elapsed)
@@ -137,6 +144,8 @@ def locked_end(address, policy, early, abandon):  # type: ignore[no-untyped-def]
         boundary.end(zone, early)
         if abandon:
             blocks.clear_request(zone)
+    elif policy == WALK_LOCKED and abandon:
+        blocks.clear_request(zone)
     unqueue_work(zone)
     requested = ctl_of(zone)[W_REQUESTED]
     unlock_zone(zone)
