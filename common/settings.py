@@ -24,6 +24,7 @@ __all__ = [
     "DemoSettings",
     "GuestSettings",
     "HostSettings",
+    "SharedHostSettings",
     "add_flags",
     "format_size",
     "load",
@@ -194,6 +195,16 @@ class HostSettings(_RunSettings):
     slow_ns: int = _duration("slow", "0", "sleep at every report, to see how guests fare with a slow host")
     slow_where: str = _choice("slow-where", ("before", "inside"), "sleep before the gate is taken, or while holding it")
     inhibit_discard: bool = _inhibit_discard()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedHostSettings(_RunSettings):
+    """``python -m lab shared-host``."""
+
+    table: ClassVar[str] = "shared-host"
+
+    name: str = _name("name", "lab", "name of the lab whose guests of the policy shared are served")
+    every_ns: int = _duration("every", "100ms", "from a guest's request to the claims", low_ns=1_000_000)
 
 
 @dataclass(frozen=True, kw_only=True)

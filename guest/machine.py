@@ -21,6 +21,8 @@ from common.segment import unlink_object
 from common.settings import GuestSettings
 from common.statistics import Percentiles, percentiles
 from guest.allocator.zone import Zone, ZoneSettings, ZoneStatistics
+from guest.memory import present_pages
+from guest.reporting.claims import Claims
 from guest.reporting.cycle import Cycle
 from guest.reporting.link import Link, LinkStatistics
 from guest.reporting.reporter import Reporter, ReporterStatistics
@@ -72,6 +74,10 @@ class GuestResult:
     repairs: int
     settings: dict[str, Any] = field(default_factory=dict)
     reports_timeline: tuple[tuple[int, int, int], ...] = ()
+    installs: int = 0
+    installed_bytes: int = 0
+    install_wait_ns: int = 0
+    asks_withdrawn: int = 0
 
 
 def remove_leftovers(lab: str, guest: str) -> None:
@@ -139,9 +145,13 @@ class Machine:
             capacity=self.cycle.capacity,
             min_order=settings.min_order,
         )
-        self.link = Link(self.lab, hello, self.ram, deadline_ns=settings.deadline_ns, on_refused=self.fail)
+        self.link: Link | Claims
+        if self.policy.host_driven:
+            self.link = Claims(self.zone, self._residence if shared else None)
+        else:
+            self.link = Link(self.lab, hello, self.ram, deadline_ns=settings.deadline_ns, on_refused=self.fail)
         self._close.callback(self.link.close)
-        if self.policy.name != "off":
+        if self.policy.name != "off" and isinstance(self.link, Link):
             self.reporter = Reporter(self.zone, self.cycle, self.link, delay_ns=self.delay_ns, on_error=self.fail)
         self._build_vcpus()
 
@@ -185,20 +195,7 @@ class Machine:
 
     def _residence(self, pfn: int, order: int) -> np.ndarray:
         """Which pages of a block the RAM object still holds: bool[2**order]. For blocks of an uncertain discard."""
-        present = np.zeros(1 << order, dtype=bool)
-        start, end = pfn * PAGE_BYTES, (pfn + (1 << order)) * PAGE_BYTES
-        position = start
-        while position < end:
-            try:
-                data = os.lseek(self.ram.fileno(), position, os.SEEK_DATA)
-            except OSError:
-                break  # ENXIO: no data from here to the end of the object
-            if data >= end:
-                break
-            hole = min(os.lseek(self.ram.fileno(), data, os.SEEK_HOLE), end)
-            present[(data - start) // PAGE_BYTES : -(-(hole - start) // PAGE_BYTES)] = True
-            position = hole
-        return present
+        return present_pages(self.ram.fileno(), pfn, order)
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -245,7 +242,7 @@ class Machine:
         Returns when no run is requested or active, or after the delay, a deadline and a second, ten seconds at most; at
         once without a host to report to.
         """
-        if self.reporter is None:
+        if self.reporter is None and not self.policy.host_driven:
             return
         patience_s = min((self.delay_ns + self.settings.deadline_ns) / 1e9 + 1.0, _LONGEST_SETTLING_S)
         end = time.monotonic() + patience_s
@@ -260,6 +257,8 @@ class Machine:
         """Stop the reporter; nothing is in flight afterwards."""
         if self.reporter is not None:
             self.reporter.stop()
+        elif isinstance(self.link, Claims):
+            self.link.stop()
 
     def _close_ram(self) -> None:
         self._ram_view = None
@@ -289,6 +288,8 @@ class Machine:
         end = None if seconds is None else time.monotonic() + seconds
         while not self.ended.wait(_SAMPLE_S):
             self.sample()
+            if isinstance(self.link, Claims):
+                self.link.check()
             if end is not None and time.monotonic() >= end:
                 return
 
@@ -355,6 +356,10 @@ class Machine:
             repairs=statistics.repairs,
             settings=self._described_settings(),
             reports_timeline=() if self.reporter is None else tuple(self.reporter.timeline),
+            installs=statistics.installs,
+            installed_bytes=statistics.installed_pages * PAGE_BYTES,
+            install_wait_ns=statistics.install_wait_ns,
+            asks_withdrawn=statistics.asks_withdrawn,
         )
 
     def _described_settings(self) -> dict[str, Any]:

@@ -6,6 +6,8 @@ is in flight. So nothing here takes a lock.
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 
 from common.geometry import PAGE_BYTES
@@ -13,6 +15,7 @@ from common.layout import (
     C_FIRST_TOUCHES,
     C_REFAULTS,
     C_VIOLATIONS,
+    INSTALLED,
     NEVER_TOUCHED,
     RESIDENT,
     RETURNED,
@@ -30,6 +33,7 @@ __all__ = [
     "ZERO_LOST",
     "check_stamps",
     "mark_returned",
+    "present_pages",
     "resident_map",
     "set_residence",
     "stamp_of",
@@ -80,7 +84,8 @@ def first_nonzero(words):  # type: ignore[no-untyped-def]
 def use_pages(zone, address, ram_address, slot, finding, pfn, order, tag):  # type: ignore[no-untyped-def]
     """First use of an allocated block by its owner: fault it in, check, clear (clear_page), stamp.
 
-    Every page that is not resident must read as zeros (S6); it is counted as a first touch or a refault. With
+    Every page that is not resident must read as zeros (S6); it is counted as a first touch or a refault. So must one
+    that a host populated beforehand, which is counted there. With
     ``ram_address`` 0 (the model backend) only the map is kept. Returns the pages that were not resident.
     """
     residence = resident_map(address, ctl_of(zone)[W_N_PAGES])
@@ -137,11 +142,29 @@ def mark_returned(address, pfns, orders):  # type: ignore[no-untyped-def]
     returned = np.int64(0)
     for index in range(pfns.size):
         for page in range(pfns[index], pfns[index] + (1 << orders[index])):
-            if residence[page] == RESIDENT:
+            if residence[page] == RESIDENT or residence[page] == INSTALLED:
                 residence[page] = RETURNED
                 returned += 1
     header[W_RETURNED_PAGES] += returned
     return returned
+
+
+def present_pages(descriptor: int, pfn: int, order: int) -> np.ndarray:
+    """Which pages of a block the RAM object open at ``descriptor`` holds: bool[2**order]. Raises nothing."""
+    present = np.zeros(1 << order, dtype=bool)
+    start, end = pfn * PAGE_BYTES, (pfn + (1 << order)) * PAGE_BYTES
+    position = start
+    while position < end:
+        try:
+            data = os.lseek(descriptor, position, os.SEEK_DATA)
+        except OSError:
+            break  # ENXIO: no data from here to the end of the object
+        if data >= end:
+            break
+        hole = min(os.lseek(descriptor, data, os.SEEK_HOLE), end)
+        present[(data - start) // PAGE_BYTES : -(-(hole - start) // PAGE_BYTES)] = True
+        position = hole
+    return present
 
 
 @kernel
@@ -153,6 +176,7 @@ def set_residence(address, first, now):  # type: ignore[no-untyped-def]
     header = view_i64(address, W_RETURNED_PAGES + 1)
     residence = resident_map(address, header[W_N_PAGES])
     for index in range(now.size):
-        if residence[first + index] == RESIDENT and now[index] == RETURNED:
+        was = residence[first + index]
+        if (was == RESIDENT or was == INSTALLED) and now[index] == RETURNED:
             residence[first + index] = RETURNED
             header[W_RETURNED_PAGES] += 1

@@ -30,7 +30,8 @@ from common.layout import (
 )
 from common.mutex import EOWNERDEAD
 from common.native import exchange_u16, kernel, mutex_consistent, mutex_lock, mutex_unlock, prefetch, word_address
-from guest.allocator.buddy import FPI_NONE, take_smallest
+from guest.allocator.asks import begin_ask
+from guest.allocator.buddy import FPI_NONE, NOT_THERE, take_smallest
 from guest.allocator.lists import free_list_head, splice_to_front
 from guest.allocator.pageblocks import (
     free_across_pageblocks,
@@ -97,7 +98,10 @@ def unlock_zone(zone):  # type: ignore[no-untyped-def]
 
 @kernel
 def take_pages(zone, order, migratetype, flags):  # type: ignore[no-untyped-def]
-    """Allocate from the lists, lock held: watermark, own lists, CMA, other types (rmqueue). A pfn or E_NO_MEMORY."""
+    """Allocate from the lists, lock held: watermark, own lists, CMA, other types (rmqueue).
+
+    A pfn, E_NO_MEMORY, or NOT_THERE less the pfn of a block that a host has to populate first.
+    """
     if not flags & ALLOC_NO_WATERMARKS:
         mark = ctl_of(zone)[W_MIN_WATERMARK]
         if flags & ALLOC_HIGH:
@@ -105,19 +109,23 @@ def take_pages(zone, order, migratetype, flags):  # type: ignore[no-untyped-def]
         if ctl_of(zone)[W_FREE_PAGES] - (1 << order) < mark:  # __zone_watermark_ok
             return np.int64(E_NO_MEMORY)
     pfn = take_smallest(zone, order, migratetype)
-    if pfn < 0:
+    if pfn == E_NO_MEMORY:
         pfn = take_fallback(zone, order, migratetype)
     return pfn
 
 
 @kernel
 def buddy_alloc(zone, order, migratetype, flags):  # type: ignore[no-untyped-def]
-    """Lock, allocate 2**order pages past the per-CPU lists, unlock. A pfn, E_NO_MEMORY or E_LOCK."""
+    """Lock, allocate 2**order pages past the per-CPU lists, unlock. A pfn, E_NO_MEMORY, E_LOCK, or that of
+    ``begin_ask``.
+    """
     if not lock_zone(zone):
         return np.int64(E_LOCK)
     pfn = take_pages(zone, order, migratetype, flags)
     if pfn >= 0:
         ctl_of(zone)[W_ALLOCATIONS] += 1
+    elif pfn <= NOT_THERE:
+        pfn = begin_ask(zone, NOT_THERE - pfn)
     else:
         ctl_of(zone)[W_FAILED_ALLOCATIONS] += 1
     unlock_zone(zone)

@@ -96,6 +96,10 @@ class ZoneStatistics:
     held_blocks: int
     steals: int
     repairs: int
+    installs: int
+    installed_pages: int
+    install_wait_ns: int
+    asks_withdrawn: int
 
 
 _TRIGGERS = {
@@ -163,6 +167,9 @@ class Zone:
             _fill_header(segment.header, settings, n_pages, offsets)
             initialise_mutex(segment.address + 8 * layout.W_ZONE_LOCK)
             initialise_semaphore(segment.address + 8 * layout.W_WORK)
+            initialise_semaphore(segment.address + 8 * layout.W_ASKS_WORK)
+            for ask in range(layout.N_ASKS):
+                initialise_semaphore(segment.address + 8 * (layout.W_ASKS + ask * layout.ASK_WORDS))
             blocks = np.arange(n_pages >> TOP_ORDER, dtype=np.int64) << TOP_ORDER
             if settings.shuffle:
                 blocks = np.random.default_rng(settings.seed).permutation(blocks)  # shuffle_free_memory
@@ -340,6 +347,10 @@ class Zone:
                 "held_blocks",
                 "steals",
                 "repairs",
+                "installs",
+                "installed_pages",
+                "install_wait_ns",
+                "asks_withdrawn",
             )
         }
         pcp_pages = over_cpus(layout.C_COUNT)
@@ -355,7 +366,7 @@ class Zone:
             nr_free=tuple(int(count) for count in header["nr_free"]),
             reported=reported,
             reported_pages=sum(count << order for order, count in enumerate(reported)),
-            resident_pages=first_touches + refaults - values["returned_pages"],
+            resident_pages=first_touches + refaults + values["installed_pages"] - values["returned_pages"],
             refaults=refaults,
             first_touches=first_touches,
             allocations=int(header["allocations"]) + over_cpus(layout.C_ALLOCATIONS),

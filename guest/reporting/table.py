@@ -17,7 +17,7 @@ from common.statistics import record
 from guest.allocator.buddy import FPI_SKIP_REPORT_NOTIFY, FPI_TO_TAIL, unqueue_work
 from guest.allocator.locked import E_LOCK, lock_zone, unlock_zone
 from guest.allocator.view import ctl_of, open_zone
-from guest.reporting import blocks, boundary
+from guest.reporting import blocks, boundary, shared
 
 __all__ = ["POLICIES", "Policy", "find_policy", "locked_begin", "locked_end", "locked_pull", "locked_put_back"]
 
@@ -62,10 +62,13 @@ POLICIES = {
         Policy(
             5, "walk-locked", "v14-v29 of hinting: reported under the lock", "hwm", 100_000_000, 16, under_lock=True
         ),
+        # Capacity and high-water mark of v9 again; the delay is how often a host looks (its --every).
+        Policy(9, "shared", "no queue: a trusted host claims", "hwm", 100_000_000, 16, host_driven=True),
     )
 }
 OFF, BOUNDARY = 0, 1
 WALK_LOCKED = 5
+SHARED = 9
 
 
 def find_policy(name: str) -> Policy:
@@ -87,6 +90,8 @@ def locked_begin(address, policy):  # type: ignore[no-untyped-def]
         return E_LOCK
     if policy == BOUNDARY:
         boundary.begin(zone)
+    elif policy == SHARED:
+        shared.begin(zone)
     unlock_zone(zone)
     return 0
 
@@ -100,7 +105,7 @@ def locked_pull(address, policy, pfns, orders, holds, scratch):  # type: ignore[
     """
     zone = open_zone(address)
     count, state = np.int64(0), blocks.SHORT
-    if policy == BOUNDARY:
+    if policy == BOUNDARY or policy == SHARED:
         boundary.prefetch_pull(zone, pfns.size)
     if not lock_zone(zone):
         return np.int64(E_LOCK), state
@@ -108,6 +113,8 @@ def locked_pull(address, policy, pfns, orders, holds, scratch):  # type: ignore[
     visited = ctl_of(zone)[W_NODES_VISITED]
     if policy == BOUNDARY:
         count, state = boundary.pull(zone, pfns, orders, pfns.size)
+    elif policy == SHARED:
+        count, state = shared.pull(zone, pfns, orders, pfns.size)
     visited = ctl_of(zone)[W_NODES_VISITED] - visited
     ctl_of(zone)[W_NODES_HOLD_MAX] = max(ctl_of(zone)[W_NODES_HOLD_MAX], visited)
     elapsed = clock_ns(scratch) - start
@@ -128,6 +135,8 @@ def locked_put_back(address, policy, pfns, orders, count, reported, holds, scrat
         returned = blocks.put_back(zone, pfns, orders, count, reported, FPI_SKIP_REPORT_NOTIFY | FPI_TO_TAIL)
     elif policy == WALK_LOCKED:  # what its walk took in flight as it had to end; it flags nothing
         returned = blocks.put_back(zone, pfns, orders, count, False, FPI_SKIP_REPORT_NOTIFY | FPI_TO_TAIL)
+    elif policy == SHARED:
+        returned = blocks.put_back(zone, pfns, orders, count, reported, FPI_SKIP_REPORT_NOTIFY | FPI_TO_TAIL)
     elapsed = clock_ns(scratch) - start
     unlock_zone(zone)
     record(holds, elapsed)
@@ -146,6 +155,10 @@ def locked_end(address, policy, early, abandon):  # type: ignore[no-untyped-def]
             blocks.clear_request(zone)
     elif policy == WALK_LOCKED and abandon:
         blocks.clear_request(zone)
+    elif policy == SHARED:
+        boundary.end(zone, early)
+        if abandon:
+            blocks.clear_request(zone)
     unqueue_work(zone)
     requested = ctl_of(zone)[W_REQUESTED]
     unlock_zone(zone)
