@@ -17,7 +17,7 @@ from guest.allocator import entry
 from guest.allocator.zone import Zone, ZoneSettings
 from guest.memory import set_residence
 from guest.reporting import shared
-from guest.reporting.claims import is_open, take_over
+from guest.reporting.claims import take_over
 from guest.reporting.cycle import Cycle, Outcome
 from guest.workloads.vcpu import WORKLOADS, VCpu, WorkloadSettings
 
@@ -69,7 +69,6 @@ def _share(zone: Zone) -> None:
     shared.answer_ask(zone.address, 0, 0, True)  # there is no such ask: it is merely looked for
     shared.refuse_asks(zone.address)
     thread_is_gone(1)
-    is_open(zone)
     entry.unregister_device(zone.address, 1)
 
 

@@ -391,6 +391,14 @@ class Zone:
         """REQUESTED: somebody asked for a run that has not begun its last batch. Read without the lock."""
         return bool(self._control[layout.W_REQUESTED])
 
+    def device_pid(self) -> int:
+        """Pid of the registered reporting device, 0 for none. Read without the lock."""
+        return int(self._control[layout.W_DEVICE_PID])
+
+    def open_to_host(self) -> bool:
+        """Whether the guest lets a host claim blocks itself. Read without the lock."""
+        return bool(self._control[layout.W_OPEN_TO_HOST])
+
     def unreported_pages(self) -> int:
         """Free pages of at least the minimum order that are not Reported."""
         return int(entry.unreported_pages(self.address))

@@ -11,8 +11,8 @@ from typing import TypeAlias
 import numpy as np
 
 from common.errors import SegmentError
-from common.layout import RESIDENT, RETURNED, W_DEVICE_PID, W_OPEN_TO_HOST
-from common.native import load_i64, thread_is_gone
+from common.layout import RESIDENT, RETURNED
+from common.native import thread_is_gone
 from common.statistics import new_histogram
 from guest.allocator import entry
 from guest.allocator.zone import Zone
@@ -20,22 +20,12 @@ from guest.memory import set_residence
 from guest.reporting import shared, table
 from guest.reporting.link import LinkStatistics
 
-__all__ = ["Claims", "device_of", "is_open", "take_over"]
+__all__ = ["Claims", "take_over"]
 
 Residence: TypeAlias = Callable[[int, int], np.ndarray]
 
 _QUIET_S = 5.0  # how long a guest that ends waits for its host to put back what it has
 _LOOK_S = 0.01
-
-
-def is_open(zone: Zone) -> bool:
-    """Whether the guest lets a host claim. Read without the lock."""
-    return bool(load_i64(zone.address + 8 * W_OPEN_TO_HOST))
-
-
-def device_of(zone: Zone) -> int:
-    """Pid of the registered device, 0 for none. Read without the lock."""
-    return int(load_i64(zone.address + 8 * W_DEVICE_PID))
 
 
 def take_over(zone: Zone, pid: int, residence: Residence | None, *, stale_pid: int = 0) -> int:
@@ -118,12 +108,12 @@ class Claims:
     @property
     def connected(self) -> bool:
         """A host claims from this zone, and lives."""
-        device = device_of(self._zone)
+        device = self._zone.device_pid()
         return device not in (0, os.getpid()) and not thread_is_gone(device)
 
     def check(self) -> None:
         """If the host has died, put back what it had in flight; a host that comes later finds the zone free."""
-        device = device_of(self._zone)
+        device = self._zone.device_pid()
         if not device:
             return
         self._hosts.add(device)

@@ -8,9 +8,9 @@ The guest asks for a block back before anybody has it (``guest.allocator.asks``)
 as DMA needs. What is asked for is what the resident map says is not there, not what is flagged: a claimed block that
 merged, moved or was split has lost its flag and not its hole. The whole free block is asked for at once.
 
-A host may die at any moment. Its blocks are then in flight with nobody to put them back; ``claims.take_over`` finds them
-in the page records and does, for the next host, or for the guest as soon as it sees the death. Until there is a host
-again nothing is asked for, and a touch populates a page by a fault.
+A host may die at any moment. Its blocks are then in flight with nobody to put them back; ``claims.take_over`` finds
+them in the page records and does, for the next host, or for the guest as soon as it sees the death. Until there is a
+host again nothing is asked for, and a touch populates a page by a fault.
 
 The guest opens its zone to a host (``open_to_host``); a zone that is not open is not claimed from.
 """

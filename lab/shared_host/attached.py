@@ -23,11 +23,12 @@ from common.layout import N_ASKS, W_ASKS_WORK
 from common.mutex import post_semaphore, wait_semaphore
 from common.names import ram_object, zone_object
 from common.ramobject import RamObject
+from common.statistics import percentiles
 from guest.allocator import entry
 from guest.allocator.zone import Zone
 from guest.memory import present_pages
 from guest.reporting import shared
-from guest.reporting.claims import is_open, take_over
+from guest.reporting.claims import take_over
 from guest.reporting.cycle import Batch, Cycle, Outcome
 from host.accounting import Counters, GuestStatistics
 from host.discard import BACKENDS
@@ -62,7 +63,7 @@ class OpenGuest:
         with contextlib.ExitStack() as opened:
             zone = Zone.attach(lab, name)
             opened.callback(zone.close)
-            if not is_open(zone):
+            if not zone.open_to_host():
                 raise NotYetError(f"guest {name} does not let a host in")
             ram = opened.enter_context(RamObject.open(lab, name, ram_bytes=zone.ram_bytes))
             pid = ram.owner_pid()
@@ -250,7 +251,7 @@ class AttachedGuest:
             thread.join()
         shared.refuse_asks(self._zone.address)
         entry.unregister_device(self._zone.address, os.getpid())
-        closed = not is_open(self._zone)
+        closed = not self._zone.open_to_host()
         self.note_resident()
         self._final = self._snapshot("live" if not died else "left" if closed else "lost")
         self._opened.close()
@@ -294,4 +295,8 @@ class AttachedGuest:
             "late_installs": self.late_installs,
             "refused_installs": self.refused_installs,
             "runs": self.runs,
+            "lock_hold_ns": {
+                "pull": percentiles(self._cycle.pull_holds).as_dict(),
+                "put_back": percentiles(self._cycle.put_back_holds).as_dict(),
+            },
         }
