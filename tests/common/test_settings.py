@@ -207,7 +207,7 @@ def test_a_duration_may_leave_its_seconds_unsaid(text: str, seconds: float) -> N
         (GuestSettings, "--vcpus", "two", "1 to 64"),
         (GuestSettings, "--vcpus", "1_0", "1 to 64"),
         (GuestSettings, "--workload", "memhogs", "memhog, page-fault, churn, burst, none"),
-        (GuestSettings, "--policy", "on", "boundary, off"),
+        (GuestSettings, "--policy", "on", ", ".join(POLICIES)),
         (GuestSettings, "--backend", "uffd", "shared, model"),
         (GuestSettings, "--min-order", "11", "0 to 10"),
         (GuestSettings, "--work-order", "-1", "0 to 10"),
