@@ -39,6 +39,15 @@ __all__ = [
     "ACTIVE_PLAIN",
     "ACTIVE_RELEASE",
     "ALLOCATED",
+    "ANSWERED",
+    "ASKED",
+    "ASK_FREE",
+    "ASK_WORDS",
+    "A_ORDER",
+    "A_PFN",
+    "A_SEMAPHORE",
+    "A_SEQUENCE",
+    "A_STATE",
     "BLOCK_MT_MASK",
     "BLOCK_SAVED_SHIFT",
     "CLAIMED",
@@ -68,6 +77,7 @@ __all__ = [
     "HELD",
     "HELD_LIST",
     "INACTIVE",
+    "INSTALLED",
     "INTERIOR",
     "IN_FLIGHT",
     "KIND_MASK",
@@ -78,6 +88,7 @@ __all__ = [
     "MT_MASK",
     "MT_SHIFT",
     "NEVER_TOUCHED",
+    "N_ASKS",
     "N_FREE_LISTS",
     "N_PCP_LISTS",
     "N_POLICY_WORDS",
@@ -85,6 +96,7 @@ __all__ = [
     "ORDER_MASK",
     "PCP_HEAD_NODES",
     "PCP_LOW_ORDERS",
+    "REFUSED",
     "REPORTED",
     "RESIDENT",
     "RETURNED",
@@ -94,6 +106,11 @@ __all__ = [
     "TRIGGER_OFF",
     "W_ACTIVE",
     "W_ALLOCATIONS",
+    "W_ASKING",
+    "W_ASKS",
+    "W_ASKS_WITHDRAWN",
+    "W_ASKS_WORK",
+    "W_ASK_SEQUENCE",
     "W_BITMAP_OFFSET",
     "W_BLOCK_OFFSET",
     "W_BOUNDARY",
@@ -108,6 +125,9 @@ __all__ = [
     "W_HELD_PAGES",
     "W_HIGH_WATERMARK",
     "W_HIGH_WATER_MARK",
+    "W_INSTALLED_PAGES",
+    "W_INSTALLS",
+    "W_INSTALL_WAIT_NS",
     "W_IN_FLIGHT_BLOCKS",
     "W_IN_FLIGHT_MAX_BLOCKS",
     "W_IN_FLIGHT_PAGES",
@@ -124,6 +144,7 @@ __all__ = [
     "W_NR_FREE",
     "W_N_CPUS",
     "W_N_PAGES",
+    "W_OPEN_TO_HOST",
     "W_OWNER_PID",
     "W_PAGE_OFFSET",
     "W_PCP_BATCH",
@@ -161,7 +182,7 @@ __all__ = [
 ]
 
 MAGIC = int.from_bytes(b"FPRZONE\0", "little")
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 LINE_WORDS = 8  # a 64-byte cache line in int64 words
 
 N_FREE_LISTS = N_ORDERS * N_MIGRATETYPES
@@ -172,6 +193,19 @@ FREE_HEAD_NODES = -(-N_FREE_LISTS // 8) * 8
 PCP_HEAD_NODES = -(-N_PCP_LISTS // 8) * 8
 
 N_POLICY_WORDS = 16
+
+# Blocks asked for at one time, at most, and the words of an ask; each holds the sem_t of its answer in A_SEMAPHORE.
+N_ASKS = 16
+ASK_WORDS = LINE_WORDS
+A_SEMAPHORE = 0
+A_PFN = 4
+A_ORDER = 5
+A_STATE = 6
+A_SEQUENCE = 7
+ASK_FREE = 0
+ASKED = 1
+ANSWERED = 2  # it is there
+REFUSED = 3  # it is not, and will not be
 
 _line = (LINE_WORDS,)
 HEADER_DTYPE = np.dtype(
@@ -228,6 +262,7 @@ HEADER_DTYPE = np.dtype(
         ("pressure", "<i8"),
         ("zero_tracking", "<i8"),
         ("poison", "<i8"),
+        ("asking", "<i8"),  # 1: what is not there is asked for before it is handed out (a host answers)
         # What the registered policy keeps from one step to the next; each names its own words.
         ("policy_words", "<i8", (N_POLICY_WORDS,)),
         # Statistics, under the zone lock too.
@@ -244,9 +279,19 @@ HEADER_DTYPE = np.dtype(
         ("repairs", "<i8"),
         ("failed_allocations", "<i8"),
         ("nodes_hold_max", "<i8"),  # list nodes looked at under one hold of the lock, at most
+        # A zone whose host claims free blocks itself.
+        ("open_to_host", "<i8"),  # 1: the guest trusts a host with this segment
+        ("installs", "<i8"),  # blocks that a host populated before they were handed out
+        ("installed_pages", "<i8"),  # their pages that were not there before
+        ("install_wait_ns", "<i8"),  # how long allocations waited for it, in all
+        ("asks_withdrawn", "<i8"),  # blocks asked for in vain: no host, or one that did not answer
+        ("ask_sequence", "<i8"),
         # sem_t of the reporter's work queue.
         ("work", "<i8", _line),
-        ("padding", "<i8", (5,)),  # the per-CPU slots behind start on a cache line
+        # sem_t that a block asked for posts, and the asks themselves.
+        ("asks_work", "<i8", _line),
+        ("asks", "<i8", (N_ASKS, ASK_WORDS)),
+        ("padding", "<i8", (6,)),  # the per-CPU slots behind start on a cache line
     ],
     align=False,
 )
@@ -348,6 +393,15 @@ W_REPAIRS = _word(HEADER_DTYPE, "repairs")
 W_FAILED_ALLOCATIONS = _word(HEADER_DTYPE, "failed_allocations")
 W_NODES_HOLD_MAX = _word(HEADER_DTYPE, "nodes_hold_max")
 W_WORK = _word(HEADER_DTYPE, "work")
+W_ASKING = _word(HEADER_DTYPE, "asking")
+W_OPEN_TO_HOST = _word(HEADER_DTYPE, "open_to_host")
+W_INSTALLS = _word(HEADER_DTYPE, "installs")
+W_INSTALLED_PAGES = _word(HEADER_DTYPE, "installed_pages")
+W_INSTALL_WAIT_NS = _word(HEADER_DTYPE, "install_wait_ns")
+W_ASKS_WITHDRAWN = _word(HEADER_DTYPE, "asks_withdrawn")
+W_ASK_SEQUENCE = _word(HEADER_DTYPE, "ask_sequence")
+W_ASKS_WORK = _word(HEADER_DTYPE, "asks_work")
+W_ASKS = _word(HEADER_DTYPE, "asks")
 
 # Word offsets in a per-CPU slot: ctl[slot + C_COUNT].
 C_LOCK = _word(CPU_DTYPE, "lock")
@@ -394,6 +448,7 @@ ZEROED = 1 << 12
 NEVER_TOUCHED = 0
 RESIDENT = 1
 RETURNED = 2
+INSTALLED = 3  # there, all zeros, and not used since: a host populated it before it was handed out
 
 # Pageblock byte: its migratetype, and above it the one it had before isolation.
 BLOCK_MT_MASK = 0x7

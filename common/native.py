@@ -43,6 +43,8 @@ __all__ = [
     "prefetch",
     "semaphore_post",
     "semaphore_try",
+    "semaphore_wait",
+    "semaphore_wait_us",
     "sleep_us",
     "store_i64",
     "thread_id",
@@ -62,6 +64,7 @@ intrinsic: Any = _intrinsic
 libc = ctypes.CDLL(None, use_errno=True)
 _CACHE_KEPT_S = 30 * 24 * 3600
 _CLOCK_MONOTONIC = time.CLOCK_MONOTONIC
+_CLOCK_REALTIME = time.CLOCK_REALTIME
 _NR_PIDFD_OPEN = 434  # one number for all architectures but alpha: scripts/syscall.tbl
 _POLLIN = select.POLLIN
 
@@ -111,6 +114,8 @@ mutex_unlock: Any
 mutex_consistent: Any
 semaphore_post: Any
 semaphore_try: Any
+semaphore_wait: Any
+semaphore_wait_us: Any
 barrier: Any
 exchange_i64: Any
 exchange_u16: Any
@@ -135,6 +140,8 @@ if JIT:
     mutex_consistent = types.ExternalFunction("pthread_mutex_consistent", types.int32(types.uintp))
     semaphore_post = types.ExternalFunction("sem_post", types.int32(types.uintp))
     semaphore_try = types.ExternalFunction("sem_trywait", types.int32(types.uintp))
+    semaphore_wait = types.ExternalFunction("sem_wait", types.int32(types.uintp))
+    _semaphore_timedwait = types.ExternalFunction("sem_timedwait", types.int32(types.uintp, types.uintp))
     _clock_gettime = types.ExternalFunction("clock_gettime", types.int32(types.int32, types.uintp))
 
     @intrinsic
@@ -277,6 +284,19 @@ if JIT:
         return int(scratch[0] * 1_000_000_000 + scratch[1])
 
     @numba.njit(nogil=True, cache=CACHED)
+    def semaphore_wait_us(address: int, microseconds: int, scratch: Any) -> Any:
+        """Take one from the semaphore at ``address``, sleeping some microseconds at most; True if it was taken.
+
+        ``scratch``: int64[2] of the calling thread. By the wall clock, the only one that every C library offers here.
+        """
+        # SAFETY: the timespec lies in the caller's own array of two words.
+        _clock_gettime(np.int32(_CLOCK_REALTIME), np.uintp(scratch.ctypes.data))
+        nanoseconds = scratch[1] + microseconds * 1000
+        scratch[0] += nanoseconds // 1_000_000_000
+        scratch[1] = nanoseconds % 1_000_000_000
+        return _semaphore_timedwait(np.uintp(address), np.uintp(scratch.ctypes.data)) == 0
+
+    @numba.njit(nogil=True, cache=CACHED)
     def word_address(address: int, word: int) -> Any:
         """Address of word ``word`` of the segment at ``address``, as the external functions want it."""
         return np.uintp(address + 8 * word)
@@ -294,6 +314,13 @@ else:
     mutex_consistent = _libc_call("pthread_mutex_consistent")
     semaphore_post = _libc_call("sem_post")
     semaphore_try = _libc_call("sem_trywait")
+    semaphore_wait = _libc_call("sem_wait")
+
+    def semaphore_wait_us(address: int, microseconds: int, scratch: Any) -> bool:
+        """Take one from the semaphore at ``address``, sleeping some microseconds at most; True if it was taken."""
+        scratch[0], scratch[1] = divmod(time.time_ns() + int(microseconds) * 1000, 1_000_000_000)
+        # SAFETY: as in compiled code.
+        return not libc.sem_timedwait(ctypes.c_void_p(int(address)), ctypes.c_void_p(int(scratch.ctypes.data)))
 
     def prefetch(address: int) -> None:
         """Nothing to do without compiled code: the interpreter's own misses dwarf these."""

@@ -17,7 +17,7 @@ from common.errors import UsageError
 
 __all__ = ["TABLES", "Option", "Settings", "add_flag", "add_flags", "load", "option", "option_of", "switch"]
 
-TABLES = ("demo", "guest", "host")  # of a settings file; each command reads its own
+TABLES = ("demo", "guest", "host", "shared-host")  # of a settings file; each command reads its own
 _METADATA = "option"
 _FILE_FIELD = "settings"  # the field that names the file itself cannot stand in the file
 # A wrong value as a message shows it. A file can nest tables deeper than repr can follow.

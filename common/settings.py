@@ -24,6 +24,7 @@ __all__ = [
     "DemoSettings",
     "GuestSettings",
     "HostSettings",
+    "SharedHostSettings",
     "add_flags",
     "format_size",
     "load",
@@ -34,7 +35,7 @@ __all__ = [
 # Names only, so that --help need not load compiled code. The tables with the substance are those of guest/reporting and
 # guest/workloads; a test holds both to these.
 BACKENDS = ("shared", "model")
-POLICIES = ("boundary", "off", "scan", "skip-walk", "rotate", "hint", "bitmap", "hold")
+POLICIES = ("boundary", "off", "scan", "skip-walk", "rotate", "walk-locked", "hint", "bitmap", "hold", "shared")
 WORKLOADS = ("memhog", "page-fault", "churn", "burst", "none")
 DEFAULT_PLOT = "out/demo.png"
 
@@ -217,6 +218,16 @@ class HostSettings(_RunSettings):
     hint_every_ns: int = _duration(
         "hint-every", "2s", "from the start of one run to the next at guests that wait for commands; 0: only once"
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedHostSettings(_RunSettings):
+    """``python -m lab shared-host``."""
+
+    table: ClassVar[str] = "shared-host"
+
+    name: str = _name("name", "lab", "name of the lab whose guests of the policy shared are served")
+    every_ns: int = _duration("every", "100ms", "from a guest's request to the claims", low_ns=1_000_000)
 
 
 @dataclass(frozen=True, kw_only=True)

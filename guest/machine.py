@@ -21,6 +21,8 @@ from common.segment import unlink_object
 from common.settings import GuestSettings
 from common.statistics import percentiles
 from guest.allocator.zone import Zone, ZoneSettings, ZoneStatistics
+from guest.memory import present_pages
+from guest.reporting.claims import Claims
 from guest.reporting.cycle import Cycle
 from guest.reporting.link import Link, LinkStatistics
 from guest.reporting.reporter import Reporter, ReporterStatistics
@@ -98,6 +100,10 @@ class GuestResult:
     started_ns: int = 0
     per_vcpu: tuple[dict[str, Any], ...] = ()
     series: dict[str, list[int]] = field(default_factory=dict)
+    installs: int = 0
+    installed_bytes: int = 0
+    install_wait_ns: int = 0
+    asks_withdrawn: int = 0
 
 
 def remove_leftovers(lab: str, guest: str) -> None:
@@ -172,16 +178,20 @@ class Machine:
             poison=settings.poison,
             commands=self.policy.host_started,
         )
-        self.link = Link(
-            self.lab,
-            hello,
-            self.ram,
-            deadline_ns=settings.deadline_ns,
-            on_refused=self.fail,
-            wait_for_ack=settings.wait_for_ack,
-        )
+        self.link: Link | Claims
+        if self.policy.host_driven:
+            self.link = Claims(self.zone, self._residence if shared else None)
+        else:
+            self.link = Link(
+                self.lab,
+                hello,
+                self.ram,
+                deadline_ns=settings.deadline_ns,
+                on_refused=self.fail,
+                wait_for_ack=settings.wait_for_ack,
+            )
         self._close.callback(self.link.close)
-        if self.policy.name != "off":
+        if self.policy.name != "off" and isinstance(self.link, Link):
             self.reporter = Reporter(self.zone, self.cycle, self.link, delay_ns=self.delay_ns, on_error=self.fail)
         self._build_vcpus()
 
@@ -231,20 +241,7 @@ class Machine:
 
     def _residence(self, pfn: int, order: int) -> np.ndarray:
         """Which pages of a block the RAM object still holds: bool[2**order]. For blocks of an uncertain discard."""
-        present = np.zeros(1 << order, dtype=bool)
-        start, end = pfn * PAGE_BYTES, (pfn + (1 << order)) * PAGE_BYTES
-        position = start
-        while position < end:
-            try:
-                data = os.lseek(self.ram.fileno(), position, os.SEEK_DATA)
-            except OSError:
-                break  # ENXIO: no data from here to the end of the object
-            if data >= end:
-                break
-            hole = min(os.lseek(self.ram.fileno(), data, os.SEEK_HOLE), end)
-            present[(data - start) // PAGE_BYTES : -(-(hole - start) // PAGE_BYTES)] = True
-            position = hole
-        return present
+        return present_pages(self.ram.fileno(), pfn, order)
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -278,7 +275,15 @@ class Machine:
             self._work_ended = time.monotonic()
         for vcpu in self.vcpus:
             if vcpu.ident is not None:
-                vcpu.join()
+                self._join(vcpu)
+
+    def _join(self, vcpu: VCpu) -> None:
+        """Wait for a vCPU that was told to stop. It may sleep on a zone lock that is held until a host answers."""
+        if self.policy.under_lock and self.reporter is not None:
+            vcpu.join(self.settings.deadline_ns / 1e9 + _LONGEST_SETTLING_S)
+            if vcpu.is_alive():
+                self.reporter.hurry()
+        vcpu.join()
 
     def settle(self) -> None:
         """After ``stop_work``: let the reporter give back what the workload freed, as an idle guest would.
@@ -286,7 +291,7 @@ class Machine:
         Returns when no run is requested or active, or after the delay, a deadline and a second, ten seconds at most; at
         once without a host to report to.
         """
-        if self.reporter is None:
+        if self.reporter is None and not self.policy.host_driven:
             return
         patience_s = min((self.delay_ns + self.settings.deadline_ns) / 1e9 + 1.0, _LONGEST_SETTLING_S)
         end = time.monotonic() + patience_s
@@ -302,6 +307,8 @@ class Machine:
         """Stop the reporter; nothing is in flight afterwards."""
         if self.reporter is not None:
             self.reporter.stop()
+        elif isinstance(self.link, Claims):
+            self.link.stop()
 
     def _close_ram(self) -> None:
         self._ram_view = None
@@ -336,6 +343,8 @@ class Machine:
             if self.ended.wait(period_s):
                 return
             self.usage.take()
+            if isinstance(self.link, Claims):
+                self.link.check()
             if (self._job is not None and self._job.is_done()) or (end is not None and time.monotonic() >= end):
                 return
 
@@ -368,6 +377,8 @@ class Machine:
             "put_back": _histogram(self.cycle.put_back_holds),
             "all": _histogram(self.cycle.pull_holds, self.cycle.put_back_holds),
         }
+        if self.policy.under_lock:
+            holds["waiting"] = _histogram(self.cycle.walk_wait_ns)  # the part of "pull" that was not the walk
         return GuestResult(
             ok=not complaints and self.error is None,
             name=self.name,
@@ -415,6 +426,10 @@ class Machine:
             commands=link.commands,
             settings=self._described_settings(),
             reports_timeline=() if self.reporter is None else tuple(self.reporter.timeline),
+            installs=statistics.installs,
+            installed_bytes=statistics.installed_pages * PAGE_BYTES,
+            install_wait_ns=statistics.install_wait_ns,
+            asks_withdrawn=statistics.asks_withdrawn,
         )
 
     def _job_s(self) -> float | None:

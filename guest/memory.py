@@ -6,6 +6,8 @@ is in flight. So nothing here takes a lock.
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 
 from common.geometry import PAGE_BYTES
@@ -14,6 +16,7 @@ from common.layout import (
     C_REFAULTS,
     C_VIOLATIONS,
     C_ZEROING_SKIPPED,
+    INSTALLED,
     NEVER_TOUCHED,
     RESIDENT,
     RETURNED,
@@ -24,6 +27,7 @@ from common.layout import (
     ZEROED,
 )
 from common.native import exchange_u16, kernel, view_i64, view_u8
+from common.pagecount import PageCount
 from guest.allocator.view import ctl_of, pages_of
 
 __all__ = [
@@ -36,6 +40,7 @@ __all__ = [
     "mark_returned",
     "poison_pages",
     "poison_pattern",
+    "present_pages",
     "resident_map",
     "set_residence",
     "stamp_of",
@@ -123,10 +128,11 @@ def take_zeroed(zone, pfn):  # type: ignore[no-untyped-def]
 def use_pages(zone, address, ram_address, slot, finding, pfn, order, tag):  # type: ignore[no-untyped-def]
     """First use of an allocated block by its owner: fault it in, check, clear (clear_page), stamp.
 
-    Every page that is not resident must read as zeros (S6); it is counted as a first touch or a refault. A zeroed block
-    is not cleared again: what was given back comes zero-filled with its fault, and clearing it is a second time (Z1).
-    It is checked all the same; a page of it that is not zero is a violation, and is cleared. In a zone that poisons, a
-    page that was ever used must hold the poison instead, resident or not: the host may discard nothing (Z4).
+    Every page that is not resident must read as zeros (S6); it is counted as a first touch or a refault. So must one
+    that a host populated beforehand, which is counted there. A zeroed block is not cleared again: what was given back
+    comes zero-filled with its fault, and clearing it is a second time (Z1). It is checked all the same; a page of it
+    that is not zero is a violation, and is cleared. In a zone that poisons, a page that was ever used must hold the
+    poison instead, resident or not: the host may discard nothing (Z4).
 
     With ``ram_address`` 0 (the model backend) only map and counts are kept. Returns the pages that were not resident.
     """
@@ -199,11 +205,50 @@ def mark_returned(address, pfns, orders):  # type: ignore[no-untyped-def]
     returned = np.int64(0)
     for index in range(pfns.size):
         for page in range(pfns[index], pfns[index] + (1 << orders[index])):
-            if residence[page] == RESIDENT:
+            if residence[page] == RESIDENT or residence[page] == INSTALLED:
                 residence[page] = RETURNED
                 returned += 1
     header[W_RETURNED_PAGES] += returned
     return returned
+
+
+def present_pages(descriptor: int, pfn: int, order: int) -> np.ndarray:
+    """Which pages of a block the RAM object open at ``descriptor`` holds: bool[2**order]. Raises nothing.
+
+    Exact where this kernel counts pages; elsewhere a page that was populated and never written passes for absent.
+    """
+    try:
+        return _counted_pages(PageCount(), descriptor, pfn, 1 << order)
+    except OSError:  # ENOSYS: an older kernel; EPERM: a sandbox that does not know it
+        return _pages_with_data(descriptor, pfn, 1 << order)
+
+
+def _counted_pages(count: PageCount, descriptor: int, pfn: int, pages: int) -> np.ndarray:
+    """As ``present_pages``, by halves: a block is mostly whole or gone. Raises ``OSError``."""
+    there = count.pages(descriptor, pfn * PAGE_BYTES, pages * PAGE_BYTES)
+    if there in (0, pages):
+        return np.full(pages, there == pages)
+    half = pages // 2
+    halves = [_counted_pages(count, descriptor, first, half) for first in (pfn, pfn + half)]
+    return np.concatenate(halves)
+
+
+def _pages_with_data(descriptor: int, pfn: int, pages: int) -> np.ndarray:
+    """As ``present_pages``, by looking for holes."""
+    present = np.zeros(pages, dtype=bool)
+    start, end = pfn * PAGE_BYTES, (pfn + pages) * PAGE_BYTES
+    position = start
+    while position < end:
+        try:
+            data = os.lseek(descriptor, position, os.SEEK_DATA)
+        except OSError:
+            break  # ENXIO: no data from here to the end of the object
+        if data >= end:
+            break
+        hole = min(os.lseek(descriptor, data, os.SEEK_HOLE), end)
+        present[(data - start) // PAGE_BYTES : -(-(hole - start) // PAGE_BYTES)] = True
+        position = hole
+    return present
 
 
 @kernel
@@ -215,6 +260,7 @@ def set_residence(address, first, now):  # type: ignore[no-untyped-def]
     header = view_i64(address, W_RETURNED_PAGES + 1)
     residence = resident_map(address, header[W_N_PAGES])
     for index in range(now.size):
-        if residence[first + index] == RESIDENT and now[index] == RETURNED:
+        was = residence[first + index]
+        if (was == RESIDENT or was == INSTALLED) and now[index] == RETURNED:
             residence[first + index] = RETURNED
             header[W_RETURNED_PAGES] += 1

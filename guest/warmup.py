@@ -11,8 +11,13 @@ import numpy as np
 
 from common.errors import LabError
 from common.geometry import Migratetype
+from common.layout import N_ASKS
+from common.native import thread_is_gone
+from guest.allocator import entry
 from guest.allocator.zone import Zone, ZoneSettings
 from guest.memory import set_residence
+from guest.reporting import shared
+from guest.reporting.claims import take_over
 from guest.reporting.cycle import Cycle, Outcome
 from guest.reporting.table import POLICIES
 from guest.usage import UsageRecorder
@@ -36,6 +41,7 @@ def warm_up() -> float:
             cycle = Cycle(zone, policy.name)
             cycle.run(lambda _batch: Outcome.DONE)
             cycle.release()
+    _share(zone)
     set_residence(zone.address, 0, np.ones(1, dtype=np.uint8))
     pfn = zone.alloc(0)
     if pfn is not None:
@@ -76,9 +82,20 @@ def _work(zone: Zone, workload: str, ram_address: int) -> None:
     zone.release_cpu(vcpu.cpu)
 
 
-def _register(zone: Zone) -> None:
-    from guest.allocator import entry
+def _share(zone: Zone) -> None:
+    """What a host that claims calls in its own process, and what a guest calls for it."""
+    shared.set_open(zone.address, 1)
+    take_over(zone, 1, None)
+    Cycle(zone, "shared").run(lambda _batch: Outcome.DONE)
+    shared.set_asking(zone.address, 1)
+    shared.collect_asks(zone.address, np.zeros((N_ASKS, shared.ASK_COLUMNS), dtype=np.int64))
+    shared.answer_ask(zone.address, 0, 0, True)  # there is no such ask: it is merely looked for
+    shared.refuse_asks(zone.address)
+    thread_is_gone(1)
+    entry.unregister_device(zone.address, 1)
 
+
+def _register(zone: Zone) -> None:
     entry.register_device(zone.address, 1, 0)
     entry.unregister_device(zone.address, 1)
     entry.locked_request(zone.address)

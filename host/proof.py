@@ -18,22 +18,19 @@ import os
 from typing import Protocol
 
 from common.geometry import PAGE_BYTES, PAGE_SHIFT
+from common.pagecount import PageCount
 
 __all__ = ["CachestatProof", "Proof", "StBlocksProof", "best_proof", "punch_hole"]
 
 _FALLOC_FL_KEEP_SIZE = 0x01  # include/uapi/linux/falloc.h
 _FALLOC_FL_PUNCH_HOLE = 0x02
 _PUNCH = _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE
-_NR_CACHESTAT = 451  # one number for all architectures but alpha: scripts/syscall.tbl
 _STAT_BLOCKS_PER_PAGE = PAGE_BYTES // 512  # unit of st_blocks, stat(2)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _fallocate = _libc.fallocate
 _fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 _fallocate.restype = ctypes.c_int
-_syscall = _libc.syscall
-_syscall.argtypes = [ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint]
-_syscall.restype = ctypes.c_long
 
 
 def _errno_error() -> OSError:
@@ -67,44 +64,10 @@ class Proof(Protocol):
         """Whether the range holds no data."""
 
 
-class _CachestatRange(ctypes.Structure):
-    """``struct cachestat_range`` of include/uapi/linux/mman.h."""
-
-    _fields_ = (("offset", ctypes.c_uint64), ("length", ctypes.c_uint64))
-
-
-class _Cachestat(ctypes.Structure):
-    """``struct cachestat`` of include/uapi/linux/mman.h. ``evicted`` counts pages of shared memory in swap."""
-
-    _fields_ = (
-        ("cache", ctypes.c_uint64),
-        ("dirty", ctypes.c_uint64),
-        ("writeback", ctypes.c_uint64),
-        ("evicted", ctypes.c_uint64),
-        ("recently_evicted", ctypes.c_uint64),
-    )
-
-
-class CachestatProof:
+class CachestatProof(PageCount):
     """Exact: pages of the range itself, before and after. For one thread at a time."""
 
     name = "cachestat"
-
-    def __init__(self) -> None:
-        self._range = _CachestatRange()
-        self._counts = _Cachestat()
-        # SAFETY: both structures live as long as self, which every call below goes through.
-        self._range_address = ctypes.addressof(self._range)
-        self._counts_address = ctypes.addressof(self._counts)
-
-    def pages(self, descriptor: int, offset: int, length: int) -> int:
-        """Pages of the range that hold data. Raises ``OSError``."""
-        self._range.offset = offset
-        self._range.length = length
-        # SAFETY: the kernel reads 16 bytes and writes 40 at the addresses of our own structures of those sizes.
-        if _syscall(_NR_CACHESTAT, descriptor, self._range_address, self._counts_address, 0):
-            raise _errno_error()
-        return int(self._counts.cache + self._counts.evicted)
 
     def before(self, descriptor: int, offset: int, length: int) -> tuple[int, bool]:
         """See ``Proof``; the mark is the number of pages."""

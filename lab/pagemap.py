@@ -85,12 +85,13 @@ def _classify_chunk(states: npt.NDArray[np.uint16], resident: npt.NDArray[np.uin
     covered = (heads >= 0) & (pfns - heads < np.left_shift(np.int32(1), orders))
     head_kinds = head_states & layout.KIND_MASK
 
-    by_flag_and_residency = np.zeros((2, 3), np.uint8)
+    by_flag_and_residency = np.zeros((2, 4), np.uint8)
     by_flag_and_residency[:, layout.RESIDENT] = PageClass.FREE_RESIDENT
+    by_flag_and_residency[:, layout.INSTALLED] = PageClass.FREE_RESIDENT
     by_flag_and_residency[:, layout.NEVER_TOUCHED] = PageClass.NEVER_TOUCHED, PageClass.REPORTED_UNTOUCHED
     by_flag_and_residency[:, layout.RETURNED] = PageClass.FREE_RETURNED, PageClass.REPORTED_RETURNED
     flagged = ((head_states & layout.REPORTED) != 0).astype(np.uint8)
-    free_class = by_flag_and_residency[flagged, np.minimum(resident, 2)]
+    free_class = by_flag_and_residency[flagged, np.minimum(resident, 3)]
     classes = np.full(len(states), PageClass.UNCLEAR, np.uint8)
     for kind, page_class in (
         (layout.ALLOCATED, PageClass.ALLOCATED),

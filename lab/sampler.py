@@ -233,7 +233,7 @@ class Sampler:
 def _snapshot(pages: _Pages | None) -> PageSnapshot | None:
     if pages is None:
         return None
-    resident_pages = int(np.count_nonzero(pages.resident == layout.RESIDENT))
+    resident_pages = int(np.count_nonzero(np.isin(pages.resident, (layout.RESIDENT, layout.INSTALLED))))
     return PageSnapshot(pages.time_s, grid(classify(pages.states, pages.resident)), resident_pages * PAGE_BYTES)
 
 

@@ -15,9 +15,12 @@ from common.layout import (
     FREE,
     HEAD_MASK,
     MT_SHIFT,
+    NEVER_TOUCHED,
+    RETURNED,
     TRIGGER_ANY_FREE,
     TRIGGER_BITMAP,
     TRIGGER_HIGH_WATER_MARK,
+    W_ASKING,
     W_FREE_PAGES,
     W_HIGH_WATER_MARK,
     W_ISOLATED_PAGES,
@@ -45,13 +48,14 @@ from guest.allocator.lists import (
     next_node,
 )
 from guest.allocator.shuffle import random_bit
-from guest.allocator.view import bitmap_of, blocks_of, ctl_of, pages_of
+from guest.allocator.view import bitmap_of, blocks_of, ctl_of, pages_of, residence_of
 
 __all__ = [
     "FPI_NONE",
     "FPI_SKIP_REPORT_NOTIFY",
     "FPI_TO_TAIL",
     "FPI_ZEROED",
+    "NOT_THERE",
     "account_free",
     "free_one",
     "is_free_head",
@@ -69,6 +73,8 @@ FPI_NONE = 0
 FPI_SKIP_REPORT_NOTIFY = 1  # nobody is asked for a run (S15)
 FPI_TO_TAIL = 2  # to the tail, whatever shuffling or a likely merge would say
 FPI_ZEROED = ZEROED  # all of it is known to be zero (2026); the bit of the page state, so that it is passed on as it is
+
+NOT_THERE = -16  # from here down: minus the pfn of a block that has to be populated before anybody has it
 
 
 @kernel
@@ -148,17 +154,30 @@ def notify_free(zone, pfn, order):  # type: ignore[no-untyped-def]
 
 
 @kernel
+def is_missing(zone, pfn, order):  # type: ignore[no-untyped-def]
+    """True when some page of a free block is not there: it was given back, or never touched."""
+    residence = residence_of(zone)
+    for page in range(pfn, pfn + (1 << order)):
+        if residence[page] == NEVER_TOUCHED or residence[page] == RETURNED:
+            return True
+    return False
+
+
+@kernel
 def take_smallest(zone, order, migratetype):  # type: ignore[no-untyped-def]
     """Allocate 2**order pages from the smallest block of ``migratetype`` that holds them, or -1.
 
     Mirrors __rmqueue_smallest and expand: the front entry is taken, the lower half is kept, each upper half goes to
-    the front of its list, unreported (S7). Both halves of a zeroed block are zeroed (Z2).
+    the front of its list, unreported (S7). Both halves of a zeroed block are zeroed (Z2). While a host is asked for
+    what is not there, such a block stays where it is: the answer is NOT_THERE less its pfn.
     """
     current = order
     while current < N_ORDERS:
         head = free_list_head(zone, current, migratetype)
         pfn = next_node(zone, head)
         if pfn != head:
+            if ctl_of(zone)[W_ASKING] and is_missing(zone, pfn, current):
+                return np.int64(NOT_THERE) - pfn
             zeroed = del_page_from_free_list(zone, pfn, current)
             while current > order:
                 current -= 1

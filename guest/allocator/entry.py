@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from common.geometry import N_ORDERS, TOP_ORDER, Migratetype
+from common.geometry import N_MIGRATETYPES, N_ORDERS, TOP_ORDER, Migratetype
 from common.layout import (
     C_OWNER_PID,
     C_RANDOM_STATE,
@@ -21,6 +21,7 @@ from common.layout import (
     W_REPORTED,
     W_REPORTING_ENABLED,
     W_REQUESTED,
+    W_ROTATED,
     W_SEED,
     W_TRIGGER,
 )
@@ -151,7 +152,11 @@ def register_device(address, pid, stale_pid):  # type: ignore[no-untyped-def]
         return np.int64(E_LOCK)
     holder = ctl_of(zone)[W_DEVICE_PID]
     if holder == 0 or holder == stale_pid:
-        # What a dead device had asked for or begun is over; its semaphore may have been taken already.
+        # What a dead device had asked for or begun is over; its semaphore may have been taken already. A run that it
+        # left half done left lists of any shape. Its blocks in flight are the caller's to put back.
+        if ctl_of(zone)[W_ACTIVE]:
+            for order in range(N_ORDERS):
+                ctl_of(zone)[W_ROTATED + order] = (1 << N_MIGRATETYPES) - 1
         ctl_of(zone)[W_REQUESTED] = 0
         ctl_of(zone)[W_REFCNT] = 0
         ctl_of(zone)[W_ACTIVE] = 0

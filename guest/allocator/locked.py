@@ -32,7 +32,8 @@ from common.layout import (
 )
 from common.mutex import EOWNERDEAD
 from common.native import exchange_u16, kernel, mutex_consistent, mutex_lock, mutex_unlock, prefetch, word_address
-from guest.allocator.buddy import FPI_NONE, take_smallest
+from guest.allocator.asks import begin_ask
+from guest.allocator.buddy import FPI_NONE, NOT_THERE, take_smallest
 from guest.allocator.held import relieve_pressure
 from guest.allocator.lists import free_list_head, splice_to_front
 from guest.allocator.pageblocks import (
@@ -101,10 +102,11 @@ def unlock_zone(zone):  # type: ignore[no-untyped-def]
 
 @kernel
 def take_pages(zone, order, migratetype, flags):  # type: ignore[no-untyped-def]
-    """Allocate from the lists, lock held: watermarks, own lists, CMA, other types (rmqueue). A pfn or E_NO_MEMORY.
+    """Allocate from the lists, lock held: watermarks, own lists, CMA, other types (rmqueue).
 
-    As in the kernel the low watermark is looked at first; only what would go below it looks further. Where kswapd is
-    woken then, held blocks come back (``relieve_pressure``), one chunk a call.
+    A pfn, E_NO_MEMORY, or NOT_THERE less the pfn of a block that a host has to populate first. As in the kernel the low
+    watermark is looked at first; only what would go below it looks further. Where kswapd is woken then, held blocks
+    come back (``relieve_pressure``), one chunk a call.
     """
     if ctl_of(zone)[W_FREE_PAGES] - (1 << order) < ctl_of(zone)[W_LOW_WATERMARK]:  # never below min
         if ctl_of(zone)[W_HELD_BLOCKS]:
@@ -127,9 +129,9 @@ def above_min(zone, order, flags):  # type: ignore[no-untyped-def]
 
 @kernel
 def take_from_lists(zone, order, migratetype):  # type: ignore[no-untyped-def]
-    """Own lists, CMA, other types, whatever the watermarks (__rmqueue). A pfn or E_NO_MEMORY."""
+    """Own lists, CMA, other types, whatever the watermarks (__rmqueue). As ``take_pages``."""
     pfn = take_smallest(zone, order, migratetype)
-    if pfn < 0:
+    if pfn == E_NO_MEMORY:
         pfn = take_fallback(zone, order, migratetype)
     return pfn
 
@@ -138,10 +140,10 @@ def take_from_lists(zone, order, migratetype):  # type: ignore[no-untyped-def]
 def take_under_pressure(zone, order, migratetype, flags):  # type: ignore[no-untyped-def]
     """``take_pages`` failed: try once more with each chunk of held blocks, until it succeeds or none is held.
 
-    Lock held at entry and at the end, and released between chunks. A pfn, E_NO_MEMORY, or E_LOCK with the lock lost.
+    Lock held at entry and at the end, and released between chunks. As ``take_pages``, or E_LOCK with the lock lost.
     """
     pfn = np.int64(E_NO_MEMORY)
-    while pfn < 0 and ctl_of(zone)[W_HELD_BLOCKS]:
+    while pfn == E_NO_MEMORY and ctl_of(zone)[W_HELD_BLOCKS]:
         unlock_zone(zone)
         if not lock_zone(zone):
             return np.int64(E_LOCK)
@@ -153,16 +155,20 @@ def take_under_pressure(zone, order, migratetype, flags):  # type: ignore[no-unt
 
 @kernel
 def buddy_alloc(zone, order, migratetype, flags):  # type: ignore[no-untyped-def]
-    """Lock, allocate 2**order pages past the per-CPU lists, unlock. A pfn, E_NO_MEMORY or E_LOCK."""
+    """Lock, allocate 2**order pages past the per-CPU lists, unlock. A pfn, E_NO_MEMORY, E_LOCK, or that of
+    ``begin_ask``.
+    """
     if not lock_zone(zone):
         return np.int64(E_LOCK)
     pfn = take_pages(zone, order, migratetype, flags)
-    if pfn < 0 and ctl_of(zone)[W_HELD_BLOCKS]:
+    if pfn == E_NO_MEMORY and ctl_of(zone)[W_HELD_BLOCKS]:
         pfn = take_under_pressure(zone, order, migratetype, flags)
         if pfn == E_LOCK:
             return pfn
     if pfn >= 0:
         ctl_of(zone)[W_ALLOCATIONS] += 1
+    elif pfn <= NOT_THERE:
+        pfn = begin_ask(zone, NOT_THERE - pfn)
     else:
         ctl_of(zone)[W_FAILED_ALLOCATIONS] += 1
     unlock_zone(zone)

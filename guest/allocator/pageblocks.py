@@ -256,7 +256,7 @@ def take_fallback(zone, order, migratetype):  # type: ignore[no-untyped-def]
     """What __rmqueue does once the own lists are empty: CMA for movable requests, then other types; -1 if none."""
     if migratetype == MOVABLE:
         pfn = take_smallest(zone, order, CMA)
-        if pfn >= 0:
+        if pfn != -1:
             return pfn
     if migratetype <= RECLAIMABLE and steal_once(zone, order, migratetype):
         return take_smallest(zone, order, migratetype)

@@ -38,7 +38,9 @@ from common.layout import (
     ZEROED,
 )
 from common.native import barrier, exchange_i64, kernel, load_i64, prefetch, sleep_us, store_i64, thread_is_gone
-from guest.allocator.buddy import FPI_NONE, is_free_head, pageblock_type
+from guest.allocator.asks import ASK, begin_ask
+from guest.allocator.buddy import FPI_NONE, NOT_THERE, is_free_head, pageblock_type
+from guest.allocator.install import wait_for_install
 from guest.allocator.lists import link_after, next_node, previous_node, unlink
 from guest.allocator.locked import (
     E_DOUBLE_FREE,
@@ -123,7 +125,7 @@ def unlock_slot(zone, cpu):  # type: ignore[no-untyped-def]
 def refill(zone, slot, head, order, migratetype, flags):  # type: ignore[no-untyped-def]
     """Move a batch of blocks from the zone to a per-CPU list under one hold of the zone lock (rmqueue_bulk).
 
-    Returns how many blocks, or E_LOCK. Slot lock held.
+    Returns how many blocks, E_LOCK, or the code of ``begin_ask`` when the first one is not there. Slot lock held.
     """
     wanted = max(ctl_of(zone)[W_PCP_BATCH] >> order, 2)
     if not lock_zone(zone):
@@ -132,10 +134,14 @@ def refill(zone, slot, head, order, migratetype, flags):  # type: ignore[no-unty
     last = previous_node(zone, head)
     while taken < wanted:
         pfn = take_pages(zone, order, migratetype, flags)
-        if pfn < 0 and taken == 0 and ctl_of(zone)[W_HELD_BLOCKS]:
+        if pfn == E_NO_MEMORY and taken == 0 and ctl_of(zone)[W_HELD_BLOCKS]:
             pfn = take_under_pressure(zone, order, migratetype, flags)
             if pfn == E_LOCK:
                 return pfn
+        if pfn <= NOT_THERE and taken == 0:
+            asked = begin_ask(zone, NOT_THERE - pfn)
+            unlock_zone(zone)
+            return asked
         if pfn < 0:
             break
         # The forward chain is whole after each block, for rebuild_slot; the head's backward link follows at the end.
@@ -217,7 +223,19 @@ def drain_blocks(zone, cpu, index, pages):  # type: ignore[no-untyped-def]
 
 @kernel
 def alloc_pages(zone, cpu, order, migratetype, flags):  # type: ignore[no-untyped-def]
-    """Allocate 2**order pages, from the per-CPU list where there is one (rmqueue_pcplist). A pfn or a code.
+    """``alloc_there``, and where a host has to populate a block first, wait for that without a lock and try again."""
+    pfn = alloc_there(zone, cpu, order, migratetype, flags)
+    while pfn <= ASK:
+        if not wait_for_install(zone, ASK - pfn):
+            return np.int64(E_LOCK)
+        pfn = alloc_there(zone, cpu, order, migratetype, flags)
+    return pfn
+
+
+@kernel
+def alloc_there(zone, cpu, order, migratetype, flags):  # type: ignore[no-untyped-def]
+    """Allocate 2**order pages, from the per-CPU list where there is one (rmqueue_pcplist). A pfn, a code, or
+    that of ``begin_ask``.
 
     The watermark is checked when a list is refilled, not on each hit.
     """
@@ -231,7 +249,7 @@ def alloc_pages(zone, cpu, order, migratetype, flags):  # type: ignore[no-untype
         taken = refill(zone, slot, head, order, migratetype, flags)
         if taken <= 0:
             unlock_slot(zone, cpu)
-            return np.int64(E_NO_MEMORY) if taken == 0 else np.int64(E_LOCK)
+            return np.int64(E_NO_MEMORY) if taken == 0 else np.int64(taken)
         pfn = next_node(zone, head)
     zeroed = np.int64(pages_of(zone)[pfn]) & ZEROED  # the owner's first use takes it off (Z3)
     pages_of(zone)[pfn] = ALLOCATED | order | (migratetype << MT_SHIFT) | zeroed

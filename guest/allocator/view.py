@@ -23,10 +23,11 @@ from common.layout import (
     W_LINK_OFFSET,
     W_N_PAGES,
     W_PAGE_OFFSET,
+    W_RESIDENT_OFFSET,
 )
 from common.native import kernel, thread_id, view_i64, view_u8, view_u16, view_u32
 
-__all__ = ["ZoneView", "bitmap_of", "blocks_of", "ctl_of", "links_of", "open_zone", "pages_of"]
+__all__ = ["ZoneView", "bitmap_of", "blocks_of", "ctl_of", "links_of", "open_zone", "pages_of", "residence_of"]
 
 
 class ZoneView(NamedTuple):
@@ -77,6 +78,12 @@ def pages_of(zone):  # type: ignore[no-untyped-def]
 def blocks_of(zone):  # type: ignore[no-untyped-def]
     """uint8[pageblocks]: type of each pageblock."""
     return view_u8(zone.block, zone.n_pages >> PAGEBLOCK_ORDER)
+
+
+@kernel
+def residence_of(zone):  # type: ignore[no-untyped-def]
+    """uint8[n_pages]: the resident map."""
+    return view_u8(zone.ctl + ctl_of(zone)[W_RESIDENT_OFFSET], zone.n_pages)
 
 
 @kernel

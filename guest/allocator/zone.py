@@ -101,6 +101,10 @@ class ZoneStatistics:
     pressure: int
     steals: int
     repairs: int
+    installs: int
+    installed_pages: int
+    install_wait_ns: int
+    asks_withdrawn: int
 
 
 _TRIGGERS = {
@@ -168,6 +172,9 @@ class Zone:
             _fill_header(segment.header, settings, n_pages, offsets)
             initialise_mutex(segment.address + 8 * layout.W_ZONE_LOCK)
             initialise_semaphore(segment.address + 8 * layout.W_WORK)
+            initialise_semaphore(segment.address + 8 * layout.W_ASKS_WORK)
+            for ask in range(layout.N_ASKS):
+                initialise_semaphore(segment.address + 8 * (layout.W_ASKS + ask * layout.ASK_WORDS))
             blocks = np.arange(n_pages >> TOP_ORDER, dtype=np.int64) << TOP_ORDER
             if settings.shuffle:
                 blocks = np.random.default_rng(settings.seed).permutation(blocks)  # shuffle_free_memory
@@ -346,6 +353,10 @@ class Zone:
                 "pressure",
                 "steals",
                 "repairs",
+                "installs",
+                "installed_pages",
+                "install_wait_ns",
+                "asks_withdrawn",
             )
         }
         pcp_pages = over_cpus(layout.C_COUNT)
@@ -361,7 +372,7 @@ class Zone:
             nr_free=tuple(int(count) for count in header["nr_free"]),
             reported=reported,
             reported_pages=sum(count << order for order, count in enumerate(reported)),
-            resident_pages=first_touches + refaults - values["returned_pages"],
+            resident_pages=first_touches + refaults + values["installed_pages"] - values["returned_pages"],
             refaults=refaults,
             first_touches=first_touches,
             allocations=int(header["allocations"]) + over_cpus(layout.C_ALLOCATIONS),
@@ -386,6 +397,14 @@ class Zone:
     def requested(self) -> bool:
         """REQUESTED: somebody asked for a run that has not begun its last batch. Read without the lock."""
         return bool(self._control[layout.W_REQUESTED])
+
+    def device_pid(self) -> int:
+        """Pid of the registered reporting device, 0 for none. Read without the lock."""
+        return int(self._control[layout.W_DEVICE_PID])
+
+    def open_to_host(self) -> bool:
+        """Whether the guest lets a host claim blocks itself. Read without the lock."""
+        return bool(self._control[layout.W_OPEN_TO_HOST])
 
     def unreported_pages(self) -> int:
         """Free pages of at least the minimum order that are not Reported."""

@@ -19,6 +19,7 @@ from guest.memory import mark_returned, set_residence
 from guest.reporting import table
 from guest.reporting.blocks import SHORT
 from guest.reporting.hold import Cooldown
+from guest.reporting.walk_locked import Walker
 
 __all__ = ["MAX_CAPACITY", "RELEASE_BLOCKS", "Answer", "Batch", "Cycle", "Outcome", "RunStatistics"]
 
@@ -111,6 +112,17 @@ class Cycle:
         self._scratch = np.zeros(2, dtype=np.int64)
         self._more = False
         self._cooldown = Cooldown(seen=zone.statistics().pressure) if self.policy.name == "hold" else None
+        self.walk_wait_ns = new_histogram()
+        self._walker: Walker | None = None
+        if self.policy.under_lock:
+            self._walker = Walker(zone.address, self._pfns, self._orders, self.pull_holds, self.walk_wait_ns)
+
+    @property
+    def walk_hold_ns(self) -> np.ndarray:
+        """Histogram of ns under the lock a walk, for a policy that reports under it; ``walk_wait_ns``: the part of it
+        that was spent waiting for the reporter and the host. The same as ``pull_holds``.
+        """
+        return self.pull_holds
 
     def cooling_ns(self, now_ns: int) -> int:
         """How long the next run has to wait because memory was short; 0 for every policy but ``hold``.
@@ -124,12 +136,18 @@ class Cycle:
         return self._cooldown.left_ns(now_ns)
 
     def begin(self) -> None:
-        """Fresh boundaries, ACTIVE."""
+        """Fresh boundaries, ACTIVE. A policy that reports under the lock takes it and keeps it until the end."""
+        if self._walker is not None:
+            self._walker.start()
+            self._more = True
+            return
         _check(table.locked_begin(self.zone.address, self.policy.number))
         self._more = True
 
     def pull(self) -> Batch | None:
         """Take the next batch in flight; None when nothing unreported is left and nobody has asked anew."""
+        if self._walker is not None:
+            return self._pull_from_walk(self._walker)
         while self._more:
             count, state = table.locked_pull(
                 self.zone.address, self.policy.number, self._pfns, self._orders, self.pull_holds, self._scratch
@@ -140,6 +158,14 @@ class Cycle:
             if count:
                 return Batch(self._pfns[:count].copy(), self._orders[:count].copy(), state == SHORT)
         return None
+
+    def _pull_from_walk(self, walker: Walker) -> Batch | None:
+        count, last = walker.next() if self._more else (0, True)
+        _check(count)
+        if count == 0:
+            self._more = False
+            return None
+        return Batch(self._pfns[:count].copy(), self._orders[:count].copy(), last)
 
     def put_back(self, batch: Batch, answer: Outcome | Answer) -> int:
         """Return a batch to the lists, or hold it; returns how many of its blocks were still in flight.
@@ -175,6 +201,10 @@ class Cycle:
 
     def _return_blocks(self, batch: Batch, zeroed: np.ndarray, *, flag: bool) -> int:
         """Put the blocks back on their lists, flagged or not, those of ``zeroed`` marked; how many were in flight."""
+        if self._walker is not None and self._walker.walking:  # they have never left their lists
+            self._more = flag and not batch.last
+            self._walker.settle(acknowledged=flag)
+            return int(batch.pfns.size)
         returned = table.locked_put_back(
             self.zone.address,
             self.policy.number,
@@ -218,6 +248,8 @@ class Cycle:
         the request, as after a failed report: nothing is queued for it. The end of a run that the host started frees
         all that is held.
         """
+        if self._walker is not None:
+            self._walker.close()
         if self.policy.host_started:
             self.release()
         requested = table.locked_end(self.zone.address, self.policy.number, abandon or self._more, abandon)

@@ -118,7 +118,7 @@ class Reporter(threading.Thread):
     def _run_once(self) -> None:
         done = self.cycle.run(self._report)
         self._count_run(done)
-        if self._asks_again(done):
+        if self._asks_again(done) and not self._stop_event.is_set():
             # The blocks are back, unreported, and no free may ever come to ask for them: ask ourselves. The request
             # posts the semaphore, so the next try waits for a host and for the delay like any other.
             entry.locked_request(self.zone.address)
@@ -178,15 +178,21 @@ class Reporter(threading.Thread):
         """Counts so far."""
         return ReporterStatistics(self._wakes, self._runs, self._failed_runs, self._batches, self._blocks, self._pages)
 
+    def hurry(self) -> None:
+        """End the run that is under way, and begin no other: what is out is settled, or withdrawn."""
+        self._stop_event.set()
+        self._link.stop()
+
     def stop(self) -> None:
         """Unregister and wait: when this returns nothing is in flight or held, and nothing will be reported (S13).
 
         The one exception: blocks that a host is discarding at this very moment and for seconds to come (it is stopped
         inside the discard) stay in flight, since they are not ours until it is through (S5).
         """
+        if self.cycle.policy.under_lock:
+            self.hurry()  # first: the zone lock may be held for as long as a host takes to answer
         entry.unregister_device(self.zone.address, os.getpid())
-        self._stop_event.set()
-        self._link.stop()
+        self.hurry()
         if self.ident is not None:
             post_semaphore(self.zone.work_address)
             self.join()

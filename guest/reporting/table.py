@@ -17,7 +17,7 @@ from common.statistics import record
 from guest.allocator.buddy import FPI_SKIP_REPORT_NOTIFY, FPI_TO_TAIL, unqueue_work
 from guest.allocator.locked import E_LOCK, lock_zone, unlock_zone
 from guest.allocator.view import ctl_of, open_zone
-from guest.reporting import bitmap, blocks, boundary, hint, hold, rotate, scan, skip_walk
+from guest.reporting import bitmap, blocks, boundary, hint, hold, rotate, scan, shared, skip_walk
 
 __all__ = [
     "POLICIES",
@@ -84,6 +84,10 @@ POLICIES = {
             one_pass=True,
             rearms=False,
         ),
+        # The series named neither delay nor batch: those of v9, so that only what differs differs.
+        Policy(
+            5, "walk-locked", "v14-v29 of hinting: reported under the lock", "hwm", 100_000_000, 16, under_lock=True
+        ),
         # v37 of free page hinting: no delay; the kernel sends block by block.
         Policy(
             6,
@@ -100,13 +104,11 @@ POLICIES = {
         Policy(7, "bitmap", "a bit a block set on free, no flag, a lock cycle a bit", "bitmap", 0, 16, 16),
         # Trigger, delay and batch of mainline, since those of the driver that it follows are not known.
         Policy(8, "hold", "report, then hold the block until memory is short", "any", 2_000_000_000, 32, keeps=True),
+        # Capacity and high-water mark of v9 again; the delay is how often a host looks (its --every).
+        Policy(9, "shared", "no queue: a trusted host claims", "hwm", 100_000_000, 16, host_driven=True),
     )
 }
-OFF, BOUNDARY = 0, 1
-SCAN = 2
-SKIP_WALK = 3
-ROTATE = 4
-HINT, BITMAP, HOLD = 6, 7, 8
+OFF, BOUNDARY, SCAN, SKIP_WALK, ROTATE, WALK_LOCKED, HINT, BITMAP, HOLD, SHARED = range(10)
 
 
 def find_policy(name: str) -> Policy:
@@ -140,6 +142,8 @@ def locked_begin(address, policy):  # type: ignore[no-untyped-def]
         bitmap.begin(zone)
     elif policy == HOLD:
         hold.begin(zone)
+    elif policy == SHARED:
+        shared.begin(zone)
     unlock_zone(zone)
     return 0
 
@@ -155,7 +159,7 @@ def locked_pull(address, policy, pfns, orders, holds, scratch):  # type: ignore[
     count, state = np.int64(0), blocks.SHORT
     if policy == BITMAP:
         return bitmap.locked_scan(zone, pfns, orders, holds, scratch)
-    if policy == BOUNDARY:
+    if policy == BOUNDARY or policy == SHARED:
         boundary.prefetch_pull(zone, pfns.size)
     if not lock_zone(zone):
         return np.int64(E_LOCK), state
@@ -173,6 +177,8 @@ def locked_pull(address, policy, pfns, orders, holds, scratch):  # type: ignore[
         count, state = hint.pull(zone, pfns, orders, pfns.size)
     elif policy == HOLD:
         count, state = hold.pull(zone, pfns, orders, pfns.size)
+    elif policy == SHARED:
+        count, state = shared.pull(zone, pfns, orders, pfns.size)
     visited = ctl_of(zone)[W_NODES_VISITED] - visited
     ctl_of(zone)[W_NODES_HOLD_MAX] = max(ctl_of(zone)[W_NODES_HOLD_MAX], visited)
     elapsed = clock_ns(scratch) - start
@@ -202,6 +208,10 @@ def locked_put_back(address, policy, pfns, orders, count, reported, zeroed, hold
             returned = blocks.hold_blocks(zone, pfns, orders, count)
         else:
             returned = blocks.put_back(zone, pfns, orders, count, False, FPI_SKIP_REPORT_NOTIFY | FPI_TO_TAIL)
+    elif policy == WALK_LOCKED:  # what its walk took in flight as it had to end; it flags nothing
+        returned = blocks.put_back(zone, pfns, orders, count, False, FPI_SKIP_REPORT_NOTIFY | FPI_TO_TAIL)
+    elif policy == SHARED:
+        returned = blocks.put_back(zone, pfns, orders, count, reported, FPI_SKIP_REPORT_NOTIFY | FPI_TO_TAIL)
     elapsed = clock_ns(scratch) - start
     unlock_zone(zone)
     record(holds, elapsed)
@@ -230,6 +240,12 @@ def locked_end(address, policy, early, abandon):  # type: ignore[no-untyped-def]
         bitmap.end(zone, abandon)
     elif policy == HOLD:
         hold.end(zone, abandon)
+    elif policy == WALK_LOCKED and abandon:
+        blocks.clear_request(zone)
+    elif policy == SHARED:
+        boundary.end(zone, early)
+        if abandon:
+            blocks.clear_request(zone)
     unqueue_work(zone)
     requested = ctl_of(zone)[W_REQUESTED]
     unlock_zone(zone)

@@ -18,6 +18,7 @@ from common.settings import GuestSettings
 from guest.machine import Machine
 from guest.memory import FINDING_WORDS
 from guest.reporting.cycle import Batch, Outcome
+from guest.reporting.link import Link
 from host.proof import punch_hole
 from lab.children import Children, Interrupts
 from lab.virtual.loops import check_many, clear_many, use_many
@@ -52,7 +53,7 @@ def measure_live(rounds: int, samples: dict[str, list[float]]) -> None:
             host=lab, name="probe", memory=_MEMORY, policy="off", workload="none", min_order=0, vcpus=2
         )
         with Machine(settings) as machine:
-            if not machine.link.wait_connected():
+            if not _link_of(machine).wait_connected():
                 raise LabError("the host of the calibration did not answer")
             probe = _Probe(machine, host.process.pid)
             for number in range(rounds + 1):
@@ -78,6 +79,11 @@ def _wait_for_host(children: Children, lab: str) -> None:
 def _process_ns(pid: int) -> int:
     """Processor time of a whole process, ns: clock_getcpuclockid(3), the clock's number made from the pid."""
     return time.clock_gettime_ns((~pid << 3) | 2)
+
+
+def _link_of(machine: Machine) -> Link:
+    assert isinstance(machine.link, Link)  # the policy of the calibration is not driven by a host
+    return machine.link
 
 
 class _Probe:
@@ -159,7 +165,7 @@ class _Probe:
             self._populate((pfns[:, None] + np.arange(size)).ravel())
         batch = Batch(pfns, np.full(blocks, order, dtype=np.int64), last=True)
         host, guest, start = _process_ns(self._host_pid), time.process_time_ns(), time.perf_counter_ns()
-        outcome = self._machine.link.report(batch).outcome
+        outcome = _link_of(self._machine).report(batch).outcome
         elapsed = time.perf_counter_ns() - start
         guest = time.process_time_ns() - guest
         host = _process_ns(self._host_pid) - host

@@ -96,7 +96,7 @@ class VirtualMachine:
             merge_likely=spec.merge_likely,
             seed=spec.seed,
             min_order=spec.min_order,
-            high_water_mark=spec.high_water_mark,
+            high_water_mark=policy.high_water_mark if spec.high_water_mark is None else spec.high_water_mark,
             trigger=policy.trigger,
         )
 

@@ -207,7 +207,7 @@ def test_a_duration_may_leave_its_seconds_unsaid(text: str, seconds: float) -> N
         (GuestSettings, "--vcpus", "two", "1 to 64"),
         (GuestSettings, "--vcpus", "1_0", "1 to 64"),
         (GuestSettings, "--workload", "memhogs", "memhog, page-fault, churn, burst, none"),
-        (GuestSettings, "--policy", "on", "boundary, off"),
+        (GuestSettings, "--policy", "on", ", ".join(POLICIES)),
         (GuestSettings, "--backend", "uffd", "shared, model"),
         (GuestSettings, "--min-order", "11", "0 to 10"),
         (GuestSettings, "--work-order", "-1", "0 to 10"),
@@ -304,7 +304,7 @@ def test_a_file_without_the_table_of_this_command_changes_nothing(write_settings
         ("fill = nan", r"^fill in .*: nan; allowed is 0\.01 to 0\.95$"),
         ("min_order = 9\nmin-order = 8", r"^min-order: given twice in \[guest\] of "),
         ("vcpus = ", r"^--settings: .*lab\.toml'; is not TOML: "),
-        ("[gest]", r"^gest: no table of .*lab\.toml; allowed are \[demo\], \[guest\], \[host\]$"),
+        ("[gest]", r"^gest: no table of .*lab\.toml; allowed are \[demo\], \[guest\], \[host\], \[shared-host\]$"),
     ],
 )
 def test_a_wrong_file_names_key_file_value_and_what_is_allowed(

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from common import pagecount
 from common.geometry import PAGE_BYTES
-from host import proof as proof_module
 from host.proof import CachestatProof, Proof, StBlocksProof, best_proof, punch_hole
 
 RANGE_BYTES = 16 * PAGE_BYTES
@@ -102,5 +102,5 @@ def test_a_refused_punch_is_an_os_error(memory: int) -> None:
 
 
 def test_without_cachestat_the_drop_in_blocks_is_the_proof(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proof_module, "_NR_CACHESTAT", 100_000)
+    monkeypatch.setattr(pagecount, "_NR_CACHESTAT", 100_000)
     assert best_proof().name == "st_blocks"

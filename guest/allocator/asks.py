@@ -1,0 +1,113 @@
+"""Blocks that a host is asked to populate before anybody has them (HyperAlloc's install). Zone lock held.
+
+An ask is a line of the header: the block, a state, a number and the semaphore of its answer. The block is in flight
+from ``begin_ask`` to ``end_ask``, so its pages and their bytes in the resident map are the asker's alone, and nothing
+of it can be handed out, merged or pulled meanwhile (S3).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from common.layout import (
+    A_ORDER,
+    A_PFN,
+    A_SEMAPHORE,
+    A_SEQUENCE,
+    A_STATE,
+    ANSWERED,
+    ASK_FREE,
+    ASK_WORDS,
+    ASKED,
+    INSTALLED,
+    MT_SHIFT,
+    N_ASKS,
+    NEVER_TOUCHED,
+    ORDER_MASK,
+    RETURNED,
+    W_ASK_SEQUENCE,
+    W_ASKING,
+    W_ASKS,
+    W_ASKS_WITHDRAWN,
+    W_ASKS_WORK,
+    W_INSTALLED_PAGES,
+    W_INSTALLS,
+    W_RANDOM_STATE,
+)
+from common.native import kernel, semaphore_post, semaphore_try, word_address
+from guest.allocator.buddy import FPI_SKIP_REPORT_NOTIFY
+from guest.allocator.lists import free_list_head, link_after, unlink
+from guest.allocator.pageblocks import free_across_pageblocks
+from guest.allocator.view import ctl_of, pages_of, residence_of
+from guest.reporting.blocks import leave_flight, take_for_report
+
+__all__ = ["ASK", "ask_word", "begin_ask", "end_ask"]
+
+ASK = -16  # from here down: minus the number of an ask; N_ASKS: all are taken, come again
+MT_FIELD = 0x7
+
+
+@kernel
+def ask_word(index):  # type: ignore[no-untyped-def]
+    """First word of ask ``index``."""
+    return W_ASKS + index * ASK_WORDS
+
+
+@kernel
+def begin_ask(zone, pfn):  # type: ignore[no-untyped-def]
+    """Take the free block at ``pfn`` in flight and ask for it; returns ASK less the number of the ask."""
+    for index in range(N_ASKS):
+        ask = ask_word(index)
+        if ctl_of(zone)[ask + A_STATE] == ASK_FREE:
+            state = np.int64(pages_of(zone)[pfn])
+            order = state & ORDER_MASK
+            take_for_report(zone, pfn, order, (state >> MT_SHIFT) & MT_FIELD)
+            ctl_of(zone)[W_ASK_SEQUENCE] += 1
+            ctl_of(zone)[ask + A_PFN] = pfn
+            ctl_of(zone)[ask + A_ORDER] = order
+            ctl_of(zone)[ask + A_SEQUENCE] = ctl_of(zone)[W_ASK_SEQUENCE]
+            ctl_of(zone)[ask + A_STATE] = ASKED
+            # SAFETY: the semaphore lies in the mapped header; posting never blocks.
+            semaphore_post(word_address(zone.ctl, W_ASKS_WORK))
+            return np.int64(ASK) - index
+    return np.int64(ASK - N_ASKS)
+
+
+@kernel
+def mark_installed(zone, pfn, order):  # type: ignore[no-untyped-def]
+    """Every page of a block in flight is there now; returns how many were not."""
+    residence = residence_of(zone)
+    pages = np.int64(0)
+    for page in range(pfn, pfn + (1 << order)):
+        if residence[page] == NEVER_TOUCHED or residence[page] == RETURNED:
+            residence[page] = INSTALLED
+            pages += 1
+    return pages
+
+
+@kernel
+def end_ask(zone, index):  # type: ignore[no-untyped-def]
+    """Free the block of an ask, to the front of its list, and the ask. Answered or not: it is over.
+
+    An ask that nobody answered, or that was refused, ends asking until a host shows itself again: the block, like all
+    others then, is populated by the fault of whoever touches it.
+    """
+    ask = ask_word(index)
+    pfn = ctl_of(zone)[ask + A_PFN]
+    order = ctl_of(zone)[ask + A_ORDER]
+    if ctl_of(zone)[ask + A_STATE] == ANSWERED:
+        ctl_of(zone)[W_INSTALLS] += 1
+        ctl_of(zone)[W_INSTALLED_PAGES] += mark_installed(zone, pfn, order)
+    else:
+        ctl_of(zone)[W_ASKS_WITHDRAWN] += 1
+        ctl_of(zone)[W_ASKING] = 0
+    ctl_of(zone)[ask + A_STATE] = ASK_FREE
+    # SAFETY: as above. An answer that came when nobody waited any more must not answer the next ask.
+    while semaphore_try(word_address(zone.ctl, ask + A_SEMAPHORE)) == 0:
+        pass
+    if leave_flight(zone, pfn, order):
+        became, final_order = free_across_pageblocks(zone, pfn, order, FPI_SKIP_REPORT_NOTIFY, np.int64(W_RANDOM_STATE))
+        # To the front, where the asker looks: behind other blocks that are not there it would ask for those first.
+        unlink(zone, became)
+        state = np.int64(pages_of(zone)[became])
+        link_after(zone, became, free_list_head(zone, final_order, (state >> MT_SHIFT) & MT_FIELD))
