@@ -19,6 +19,8 @@ COMMANDS = {
     "sweep": ("lab.commands.sweep", "run a grid of settings, and go on where it was interrupted"),
     "report": ("lab.commands.report", "turn a run directory into tables, plots and one page"),
     "calibrate": ("lab.commands.calibrate", "measure what virtual time charges on this machine"),
+    "show": ("lab.commands.show", "settle one of five arguments: measure, a table, a picture"),
+    "shared-host": ("lab.commands.shared_host", "a host that guests trust: it claims their free memory itself"),
 }
 
 

@@ -58,7 +58,8 @@ def take_over(zone: Zone, pid: int, residence: Residence | None, *, stale_pid: i
             for pfn, order in zip(pfns[:count].tolist(), orders[:count].tolist(), strict=True):
                 now = np.where(residence(pfn, order), RESIDENT, RETURNED).astype(np.uint8)
                 set_residence(zone.address, pfn, now)
-        _check(table.locked_put_back(zone.address, number, pfns, orders, count, False, holds, scratch))
+        none = np.zeros(count, dtype=np.bool_)
+        _check(table.locked_put_back(zone.address, number, pfns, orders, count, False, none, holds, scratch))
     return 0
 
 
