@@ -22,6 +22,7 @@ _GIB = 1 << 30
 _SIZES = (1, 16, 64)
 _POLICIES = ("walk-locked", "boundary")
 _USED_BYTES = 512 << 20
+_WALK = "walk_ns"
 _METRICS = ("hold_max_ns", "hold_p99_ns", "alloc_p999_ns", "alloc_p99_ns", "page_ops_per_s", "nodes_hold_max")
 
 
@@ -68,11 +69,13 @@ def _present(results: Sequence[RunResult]) -> Presentation:
         row = found.setdefault((result.spec.policy, result.spec.memory // _GIB), {name: [] for name in _METRICS})
         for name in _METRICS:
             row[name].append(result.metrics[name])
+        row.setdefault(_WALK, []).append(_walk_ns(result))
     rows = tuple(
         (
             policy,
             f"{gib} GiB",
             value_text(values["hold_max_ns"], 1e-6, 3),
+            value_text(values[_WALK], 1e-6, 3),
             value_text(values["hold_p99_ns"], 1e-6, 3),
             value_text(values["nodes_hold_max"], 1, 0),
             value_text(values["alloc_p99_ns"], 1e-3, 1),
@@ -87,15 +90,24 @@ def _present(results: Sequence[RunResult]) -> Presentation:
             "policy",
             "zone",
             "longest hold, ms",
+            "of it not waiting for the host, ms",
             "hold p99, ms",
             "list nodes under one hold",
             "allocation p99, µs",
             "allocation p99.9, µs",
         ),
         rows,
-        "Allocations are those that began while a run was active.",
+        "Allocations are those that began while a run was active. What is left of a hold when the wait for the host is "
+        "taken out is what a callback costs that only writes addresses down, as the series for migration did.",
     )
     return Presentation(_finding(found), (table,), _figure(found), {"rows": [list(row) for row in rows]})
+
+
+def _walk_ns(result: RunResult) -> float | None:
+    """The longest hold without the longest wait for the host in one; a guest that waits outside holds no longer."""
+    longest = result.metrics["hold_max_ns"]
+    waiting = result.facts["lock_hold_ns"].get("waiting", {"max": 0})["max"]
+    return None if longest is None else max(0.0, longest - waiting)
 
 
 def _middle(values: Sequence[float | None]) -> float:
@@ -107,9 +119,11 @@ def _finding(found: dict[tuple[str, int], dict[str, list[float | None]]]) -> tup
     for gib in _SIZES:
         walk, boundary = (_middle(found[policy, gib]["hold_max_ns"]) for policy in _POLICIES)
         wait, other = (_middle(found[policy, gib]["alloc_p999_ns"]) for policy in _POLICIES)
+        alone = _middle(found["walk-locked", gib][_WALK])
         sentences.append(
-            f"At {gib} GiB the longest hold is {walk / 1e6:.1f} ms under walk-locked and {boundary / 1e6:.3f} ms under "
-            f"boundary; allocation p99.9 is {wait / 1e3:.0f} µs and {other / 1e3:.0f} µs."
+            f"At {gib} GiB the longest hold is {walk / 1e6:.1f} ms under walk-locked ({alone / 1e6:.2f} ms without the "
+            f"wait for the host) and {boundary / 1e6:.3f} ms under boundary; allocation p99.9 is {wait / 1e3:.0f} µs "
+            f"and {other / 1e3:.0f} µs."
         )
     return tuple(sentences)
 
