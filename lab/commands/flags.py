@@ -8,15 +8,14 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from common.errors import UsageError
-from common.options import Option, Settings, add_flag, option, option_of, switch
-from common.settings import POLICIES, DemoSettings
+from common.options import Option, Settings, add_flag, option, option_of
+from common.settings import POLICIES, DemoSettings, GuestSettings
 from lab.experiment.compare import Rival
 from lab.experiment.spec import RunSpec
 
 __all__ = ["RUN_OPTIONS", "VIRTUAL_ONLY", "add_run_flags", "comma_list", "read_rivals", "read_run", "whole_number"]
 
 VIRTUAL_ONLY = ("oracle",)  # it knows the future, which no process does
-_MAX_WORK_PAGES = 1 << 48
 
 
 def whole_number(low: int, high: int) -> dict[str, Any]:
@@ -37,20 +36,13 @@ class _OnlyHere(Settings):
     cores: int = option(
         "cores", "2", help="processors of virtual time; a live run has the machine's", **whole_number(1, 256)
     )
-    work_pages: int = option(
-        "work-pages",
-        "0",
-        help="a job: stop once that many page operations are done; 0: run for the duration",
-        **whole_number(0, _MAX_WORK_PAGES),
-    )
-    host_zeroed: bool = switch(
-        "host-zeroed", default=False, help="do not clear again what the host proved zero (Z1-Z4)"
-    )
 
 
 def _run_options() -> dict[str, Option]:
     """Options by field of ``RunSpec``, with the defaults of ``RunSpec`` where those differ from a guest's."""
-    known = {setting.name: option_of(setting) for cls in (DemoSettings, _OnlyHere) for setting in fields(cls)}
+    known = {
+        setting.name: option_of(setting) for cls in (GuestSettings, DemoSettings, _OnlyHere) for setting in fields(cls)
+    }
     known["duration_ns"] = known["duration_s"]
     for name, text in (("vcpus", "1"), ("duration_ns", "10s")):
         known[name] = replace(known[name], default_text=text)

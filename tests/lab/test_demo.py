@@ -85,18 +85,13 @@ def test_every_setting_reaches_the_guests(tmp_path: Path) -> None:
     )  # fmt: skip
     plan = make_plan(settings, tmp_path)
     assert settings_of(HostSettings, plan.host).inhibit_discard
+    # The demo has a duration, no job, and corrupts no guest on purpose.
+    own = {"host", "name", "json", "quiet", "seed", "work_pages", "wait_for_ack"}
     for number, process in enumerate(plan.guests, start=1):
         guest = settings_of(GuestSettings, process)
         assert (guest.host, guest.name, guest.json) == (plan.lab, f"guest-{number}", str(process.account))
         for setting in fields(GuestSettings):
-            if setting.name not in {
-                "host",
-                "name",
-                "json",
-                "quiet",
-                "seed",
-                "work_pages",
-            }:  # the demo has a duration, no job
+            if setting.name not in own:
                 assert getattr(guest, setting.name) == getattr(settings, setting.name), setting.name
         assert guest.seed == 98 + number
     assert plan.lab != make_plan(settings, tmp_path).lab, "two runs never share a lab"

@@ -76,7 +76,7 @@ def assert_sound(result: RunResult) -> None:
 
 def test_memhog_gives_every_metric(labs: list[str]) -> None:
     """As a job, which ends by itself: the duration is not looked at."""
-    result = run_live(LONG.but(work_pages=40_000))
+    result = run_live(LONG.but(work_pages=40_000, idle_ns=300 * MS))
     assert_sound(result)
     found = numbers(result)
     assert set(found) == set(METRICS)
