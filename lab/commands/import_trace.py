@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 import time
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from common.cli import EXIT_OK
 from common.errors import UsageError
@@ -128,7 +128,7 @@ class _Progress:
         self._begun = self._told = time.monotonic()
         self._events = 0
 
-    def __enter__(self) -> _Progress:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -14,7 +14,7 @@ __all__ = ["add_arguments", "run"]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's flags on ``parser``; its help holds the commands, word for word."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = instructions().replace("%", "%%")
+    parser.epilog = instructions()
     parser.add_argument("--script", action="store_true", help="print the shell script, for busybox and any POSIX shell")
 
 

@@ -1,1 +1,1 @@
-"""Recordings of a real kernel's page events: reading their text, how far to believe them, and keeping them in columns."""
+"""Recordings of a real kernel's page events: reading the text, how far to believe it, and keeping it in columns."""

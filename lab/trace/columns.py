@@ -14,7 +14,7 @@ __all__ = ["DTYPES", "NO_TEXT", "Columns"]
 
 NO_TEXT = -1
 
-# Units: t_ns nanoseconds of the trace's clock. pfn, order, migratetype and gfp are 0, 0, -1 and 0 where an event has none.
+# t_ns: nanoseconds of the trace's clock. pfn, order, migratetype and gfp are 0, 0, -1 and 0 where an event has none.
 DTYPES: dict[str, Any] = {
     "t_ns": np.int64,
     "cpu": np.int16,

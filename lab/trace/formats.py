@@ -1,4 +1,4 @@
-"""What a file is, told by its first bytes and never by its name: compression, an HTML page around a trace, other tools."""
+"""What a file is, told by its first bytes and never by its name: compression, a page around a trace, other tools."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ _BINARY = (
 _PERFETTO = b"\x0a"  # with zeros behind it: a line feed alone may begin a text
 _BOM = b"\xef\xbb\xbf"
 _ASKED_OF_A_PACK = 1 << 16
+_HEAD_BYTES = 4096  # a page begins within them
 
 
 def open_input(path: str) -> BinaryIO:
@@ -212,7 +213,7 @@ class Pages:
         self._rest = b""
         if self.is_html is None:
             start = data.lstrip()[:64].lower()
-            if len(start) < 15 and not last:
+            if len(start) < 15 and len(data) < _HEAD_BYTES and not last:
                 self._rest = data
                 return b""
             self.is_html = start.startswith((b"<!doctype html", b"<html"))

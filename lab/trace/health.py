@@ -32,33 +32,96 @@ class _Rule:
 
 
 _RULES = (
-    _Rule("lost_events", "events lost by the recorder", "pages changed hands unseen there: later counts drift, and reports "
-          "of those blocks are wrong until each page is seen again"),
-    _Rule("overwritten_events", "events overwritten before the buffer was read", "the trace begins later on some CPUs than "
-          "on others: what was freed or taken before is missing; record with a larger buffer, or read trace_pipe"),
-    _Rule("unrecognised_lines", "lines that no format explains", "they were left out: if they were events, these are missing"),
-    _Rule("cut_lines", "last line that breaks off", "one event is missing at the end"),
-    _Rule("out_of_order_events", "events behind a later one", "put in order by time; two within a microsecond may still be "
-          "the wrong way round", "events", STRICT_SHARE),
-    _Rule("frees_of_unknown", "frees of pages never seen allocated", "such a page counts as allocated from before the trace "
-          "until here; it was resident all the time; a snapshot at the start would know it", "mm_page_free", None),
-    _Rule("frees_of_free", "frees of pages that are free already", "an allocation went unseen: the page's time in use is "
-          "missing, and one refault may be", "mm_page_free", STRICT_SHARE),
-    _Rule("allocations_of_allocated", "allocations of pages thought allocated", "a free went unseen: the page counts as in "
-          "use in between, and too little is reported", "mm_page_alloc", STRICT_SHARE),
-    _Rule("batched_without_free", "batched frees without their mm_page_free", "taken as the free itself, which the trace "
-          "does not hold", "mm_page_free_batched", STRICT_SHARE),
-    _Rule("removed_not_on_list", "pages taken from the buddy lists that were not on them", "a zone replay cannot take them "
-          "and skips them: its free memory is too small by as much from there on", "mm_page_alloc_zone_locked",
-          STRICT_SHARE),
-    _Rule("added_already_on_list", "pages put on the buddy lists that were on them", "a zone replay skips them: an allocation "
-          "of these pages went unseen", "mm_page_pcpu_drain", STRICT_SHARE),
-    _Rule("misaligned", "blocks that are not aligned to their order", "no kernel of 4 KiB pages has them: the trace is "
-          "damaged or of another page size"),
-    _Rule("unknown_gfp_words", "words for gfp flags that are not known", "their bits are 0; nothing but a report by flag uses "
-          "them", None, None),
-    _Rule("failed_allocations", "allocations that failed", "left out: no page changed hands", None, None),
-)  # fmt: skip
+    _Rule(
+        "lost_events",
+        "events lost by the recorder",
+        "pages changed hands unseen there: later counts drift, and reports of those blocks are wrong until "
+        "each page is seen again",
+    ),
+    _Rule(
+        "overwritten_events",
+        "events overwritten before the buffer was read",
+        "the trace begins later on some CPUs than on others: what was freed or taken before is missing; record"
+        " with a larger buffer, or read trace_pipe",
+    ),
+    _Rule(
+        "unrecognised_lines",
+        "lines that no format explains",
+        "they were left out: if they were events, these are missing",
+    ),
+    _Rule(
+        "cut_lines",
+        "last line that breaks off",
+        "one event is missing at the end",
+    ),
+    _Rule(
+        "out_of_order_events",
+        "events behind a later one",
+        "put in order by time; two within a microsecond may still be the wrong way round",
+        of="events",
+        allowed=STRICT_SHARE,
+    ),
+    _Rule(
+        "frees_of_unknown",
+        "frees of pages never seen allocated",
+        "such a page counts as allocated from before the trace until here; it was resident all the time; a "
+        "snapshot at the start would know it",
+        of="mm_page_free",
+        allowed=None,
+    ),
+    _Rule(
+        "frees_of_free",
+        "frees of pages that are free already",
+        "an allocation went unseen: the page's time in use is missing, and one refault may be",
+        of="mm_page_free",
+        allowed=STRICT_SHARE,
+    ),
+    _Rule(
+        "allocations_of_allocated",
+        "allocations of pages thought allocated",
+        "a free went unseen: the page counts as in use in between, and too little is reported",
+        of="mm_page_alloc",
+        allowed=STRICT_SHARE,
+    ),
+    _Rule(
+        "batched_without_free",
+        "batched frees without their mm_page_free",
+        "taken as the free itself, which the trace does not hold",
+        of="mm_page_free_batched",
+        allowed=STRICT_SHARE,
+    ),
+    _Rule(
+        "removed_not_on_list",
+        "pages taken from the buddy lists that were not on them",
+        "a zone replay cannot take them and skips them: its free memory is too small by as much from there on",
+        of="mm_page_alloc_zone_locked",
+        allowed=STRICT_SHARE,
+    ),
+    _Rule(
+        "added_already_on_list",
+        "pages put on the buddy lists that were on them",
+        "a zone replay skips them: an allocation of these pages went unseen",
+        of="mm_page_pcpu_drain",
+        allowed=STRICT_SHARE,
+    ),
+    _Rule(
+        "misaligned",
+        "blocks that are not aligned to their order",
+        "no kernel of 4 KiB pages has them: the trace is damaged or of another page size",
+    ),
+    _Rule(
+        "unknown_gfp_words",
+        "words for gfp flags that are not known",
+        "their bits are 0; nothing but a report by flag uses them",
+        allowed=None,
+    ),
+    _Rule(
+        "failed_allocations",
+        "allocations that failed",
+        "left out: no page changed hands",
+        allowed=None,
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -79,13 +142,12 @@ class Health:
         types = ", ".join(f"{name} {count}" for name, count in facts["by_type"].items() if count)
         cpus = ", ".join(str(cpu) for cpu in facts["cpus"][:16]) + (", …" if len(facts["cpus"]) > 16 else "")
         known = facts["known_share"]
-        with_snapshot = known["with_snapshot"]
+        with_snapshot, batched = known["with_snapshot"], facts["by_type"]["mm_page_free_batched"]
         lines = [
             f"events       {facts['events']}: {types}",
             f"span         {facts['span_s']:.3f} s, from {facts['first_s']:.6f} to {facts['last_s']:.6f}",
             f"CPUs         {cpus}",
-            f"frees        {facts['frees']} in all; the {facts['by_type']['mm_page_free_batched']} batched ones are among "
-            "them and counted once",
+            f"frees        {facts['frees']} in all; the {batched} batched ones are among them and counted once",
             f"known pages  {known['from_events']:.1%} of {facts['pages']} by the events"
             + ("" if with_snapshot is None else f", {with_snapshot:.1%} with the snapshot")
             + f"; {known['at_the_event']:.1%} of the page events met a page whose state was known",
@@ -169,8 +231,8 @@ class Watch:
         lossless = not (facts["lost_events"] or facts["overwritten_events"])
         if self._start and lossless and asked >= _OTHER_MACHINE_LEAST and wrong > asked * _OTHER_MACHINE_SHARE:
             raise UsageError(
-                f"{self._start.name}: {wrong} of the first {asked} blocks that the trace takes from the free lists are not "
-                "free in it; expected a snapshot of the same machine, taken when the trace begins"
+                f"{self._start.name}: {wrong} of the first {asked} blocks that the trace takes from the free lists are "
+                "not free in it; expected a snapshot of the same machine, taken when the trace begins"
             )
 
 
@@ -193,8 +255,8 @@ def _judged(facts: dict[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
     by_type = facts["by_type"]
     if not (by_type["mm_page_alloc_zone_locked"] and by_type["mm_page_pcpu_drain"]):
         text = (
-            "there are not both zone events (mm_page_alloc_zone_locked, mm_page_pcpu_drain): the free lists can only be "
-            "guessed through per-CPU lists of our own"
+            "there are not both zone events (mm_page_alloc_zone_locked, mm_page_pcpu_drain): the free lists can only "
+            "be guessed through per-CPU lists of our own"
         )
         notes.append({"key": "no_zone_events", "count": 0, "level": "note", "text": text})
     if not notes:

@@ -273,7 +273,7 @@ def _name_format(source: Source, pages: Pages, start: bytes) -> None:
 
 
 def _lines(source: Source, stream: BinaryIO, pages: Pages) -> Iterator[tuple[bytes, bool]]:
-    """Text in whole lines, and whether it is an unfinished last one. The first is short: to see the first event soon."""
+    """Text in whole lines, and whether it is an unfinished last one. The first is short, to see an event soon."""
     source.packing, parts = pieces(stream, source.name)
     rest, waiting, size = b"", [], 0
     enough = _PEEK_BYTES
@@ -320,7 +320,8 @@ def _scanned(source: Source, stream: BinaryIO, scanner_: _Scanner) -> Iterator[C
 
 def _refuse_noise(source: Source, text: bytes, pages: Pages) -> None:
     """Stop at a text that goes on and on without an event."""
-    if source.seen or pages.is_html or (source.lines < 10 * _NOISE_LINES and source.bytes < _NOISE_BYTES):
+    few = source.lines < 10 * _NOISE_LINES and source.bytes < _NOISE_BYTES
+    if source.seen or few or (pages.is_html and source.bytes < 4 * _NOISE_BYTES):
         return
     first = text.lstrip().split(b"\n", 1)[0]
     raise UsageError(_not_an_event(source, source.lines, first))
@@ -366,7 +367,7 @@ class _Order:
                 "traces that follow each other; merge them by time first, or import them one by one"
             )
         return UsageError(
-            f"{self._source.name}: line {line}: goes back in time, from {top_ns / 1e9:.6f} s to {time_s:.6f} s; expected "
+            f"{self._source.name}: line {line}: goes back in time, from {top_ns / 1e9:.6f} to {time_s:.6f} s; expected "
             f"events in the order of time, within {WINDOW_NS / 1e9:.1f} s; sort them, or import each recording alone"
         )
 
@@ -420,10 +421,10 @@ def read_all(
         for name in names:
             source = Source("standard input" if name == "-" else name)
             stream = opener(name) if name == "-" else open_files.enter_context(opener(name))
-            rows = _scanned(source, stream, one_for_all)
-            first = next(rows, None)
+            scanned = _scanned(source, stream, one_for_all)
+            first = next(scanned, None)
             if first is not None:
-                started.append((int(first["t_ns"].min()), source, first, rows))
+                started.append((int(first["t_ns"].min()), source, first, scanned))
         started.sort(key=lambda entry: entry[0])
         after_ns, before = 0, ""
         for _, source, opening, others in started:

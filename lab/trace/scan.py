@@ -14,6 +14,7 @@ A command may hold spaces, brackets and colons: the CPU is the first ``[number]`
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from common.native import kernel
 from lab.trace.events import ALIASES, FLAG_REFILL, MAX_ORDER, Event
@@ -71,7 +72,7 @@ def word_hash(word: bytes) -> int:
     return value | len(word) << 32
 
 
-def name_table() -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+def name_table() -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Hashes (int64) of the events' names and aliases, and their numbers (int64)."""
     names = {event.name: int(event) for event in Event} | {name: int(event) for name, event in ALIASES.items()}
     return np.array([word_hash(name.encode()) for name in names]), np.array(list(names.values()))
@@ -110,10 +111,7 @@ def _decimal(text, at, end):  # type: ignore[no-untyped-def]
     """Value of the digits at ``at`` and the byte behind them; too many are ``_LONGEST``."""
     value = np.int64(0)
     while at < end and _is_digit(text[at]):
-        if value < _LONGEST // 10:
-            value = value * 10 + (np.int64(text[at]) - 48)
-        else:
-            value = np.int64(_LONGEST)
+        value = value * 10 + (np.int64(text[at]) - 48) if value < _LONGEST // 10 else np.int64(_LONGEST)
         at += 1
     return value, at
 
@@ -415,8 +413,10 @@ def _unread(text, start, first, end, line, odd, counts, totals):  # type: ignore
 
 
 @kernel
-def scan(text, start, size, line, hashes, numbers, keys, values, t_ns, cpus, pids, events, pfns, orders,
-         migratetypes, gfps, flags, lines, odd, totals, counts, head, got):  # type: ignore[no-untyped-def]  # fmt: skip
+def scan(  # type: ignore[no-untyped-def]
+    text, start, size, line, hashes, numbers, keys, values, t_ns, cpus, pids, events, pfns, orders, migratetypes, gfps,
+    flags, lines, odd, totals, counts, head, got,
+):  # fmt: skip
     """Read lines of ``text[start:size]`` (uint8, whole lines) until an array is full or something is wrong.
 
     Args:

@@ -94,13 +94,13 @@ def _from_flags(name: str, whole: bytearray) -> Snapshot:
     buddy = (flags >> np.uint64(_BUDDY)) & np.uint64(1) != 0
     if not buddy.any():
         raise UsageError(f"{name}: has no free page (bit {_BUDDY}) among {flags.size}; expected {_EXPECTED}")
-    pfn, order = _blocks_of(buddy)
-    reported = (flags[pfn] >> np.uint64(_REPORTED)) & np.uint64(1) != 0
-    unknown = np.full(pfn.size, UNKNOWN_PAGES, np.int64)
-    return Snapshot(name, "kpageflags", pfn, order, reported, unknown, int(flags.size))
+    heads, order = _heads(buddy)
+    reported = (flags[heads] >> np.uint64(_REPORTED)) & np.uint64(1) != 0
+    unknown = np.full(heads.size, UNKNOWN_PAGES, np.int64)
+    return Snapshot(name, "kpageflags", heads, order, reported, unknown, int(flags.size))
 
 
-def _blocks_of(free: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
+def _heads(free: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
     """Heads and orders of the free blocks: buddies that are both free have merged, up to the top order."""
     padded = np.zeros(-(-free.size >> MAX_ORDER) << MAX_ORDER, np.bool_)
     padded[: free.size] = free
@@ -158,7 +158,7 @@ def _from_table(name: str, text: str) -> Snapshot:
     if over.size:
         one, other = array[over[0]], array[over[0] + 1]
         raise UsageError(
-            f"{name}: pfn {other[0]}: lies in the block of order {one[1]} at pfn {one[0]}; expected no two blocks that overlap"
+            f"{name}: pfn {other[0]}: lies in the block of order {one[1]} at pfn {one[0]}; expected none to overlap"
         )
     return Snapshot(
         name,

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -44,7 +44,7 @@ class TraceWriter:
         self._finished = False
         self._writer: Any = None
 
-    def __enter__(self) -> TraceWriter:
+    def __enter__(self) -> Self:
         self._writer = pq.ParquetWriter(
             self._part,
             _SCHEMA,
