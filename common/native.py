@@ -70,7 +70,7 @@ def _cache_folder() -> Path:
     """Folder for compiled kernels, named after the hash of every source that takes part in them."""
     root = Path(__file__).resolve().parents[1]
     digest = hashlib.sha256(f"{numba.__version__} {numba.config.BOUNDSCHECK} {root}".encode())
-    for folder in ("common", "guest", "benchmarks"):
+    for folder in ("common", "guest", "lab", "benchmarks"):
         for source in sorted((root / folder).rglob("*.py")):
             text = source.read_bytes()
             if folder == "common" or b"@kernel" in text:  # common: the constants that kernels are compiled with

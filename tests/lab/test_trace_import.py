@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import io
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import UsageError
+from common.native import JIT
 from lab.trace.columns import DTYPES
 from lab.trace.events import MAX_ORDER, Event
-from lab.trace.reader import Batch, Source, read_all
 from lab.trace.health import Health, Watch
+from lab.trace.reader import Batch, Source, read_all
 from lab.trace.snapshot import UNKNOWN_PAGES, Snapshot, read_snapshot
 from lab.trace.store import TraceFile, TraceWriter
 from tests.lab.traces import FORMS, Row, ftrace, read, recording, run_import, same, story
 
+ROOT = Path(__file__).resolve().parents[2]
 ROWS = story(400)
 N_PAGES = 1 << 15
 
@@ -37,7 +40,9 @@ def imported(folder: Path, text: str, *flags: str) -> dict[str, Any]:
     """Import a text; the answer as JSON."""
     trace = write(folder / "trace.txt", text)
     answer = folder / "answer.json"
-    assert run_import(trace, "--out", str(folder / "t.parquet"), "--json", str(answer), "--force", "--quiet", *flags) == 0
+    assert (
+        run_import(trace, "--out", str(folder / "t.parquet"), "--json", str(answer), "--force", "--quiet", *flags) == 0
+    )
     found: dict[str, Any] = json.loads(answer.read_text())
     return found
 
@@ -211,7 +216,9 @@ def test_a_free_and_its_batched_event_are_one() -> None:
     assert (facts["frees"], facts["batched_without_free"], facts["frees_of_free"]) == (1, 0, 0)
 
 
-@pytest.mark.parametrize("cause", ["CPU:1 [LOST 5 EVENTS]\n", "# entries-in-buffer/entries-written: 1/9   #P:1\n", "noise\n"])
+@pytest.mark.parametrize(
+    "cause", ["CPU:1 [LOST 5 EVENTS]\n", "# entries-in-buffer/entries-written: 1/9   #P:1\n", "noise\n"]
+)
 def test_strict_refuses_what_is_lost(cause: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--strict: .* none allowed"):
         imported(tmp_path, cause + recording(ROWS), "--strict")
@@ -304,7 +311,11 @@ def test_a_table_may_stop_at_the_order(tmp_path: Path) -> None:
 
 def test_a_snapshot_makes_every_page_known(tmp_path: Path) -> None:
     start = read_snapshot(write(tmp_path / "s", snapshot_bytes({0: 10})))
-    rows = [event(1, Event.mm_page_alloc_zone_locked, 8), event(2, Event.mm_page_alloc, 8), event(3, Event.mm_page_free, 2000)]
+    rows = [
+        event(1, Event.mm_page_alloc_zone_locked, 8),
+        event(2, Event.mm_page_alloc, 8),
+        event(3, Event.mm_page_free, 2000),
+    ]
     with_it, without = health_of(rows, start).facts, health_of(rows).facts
     assert with_it["known_share"] == {"from_events": 2 / N_PAGES, "with_snapshot": 1.0, "at_the_event": 1.0}
     assert (with_it["frees_of_unknown"], without["frees_of_unknown"]) == (0, 1)
@@ -318,4 +329,42 @@ def test_another_machines_snapshot_is_refused(tmp_path: Path) -> None:
         health_of(rows, start)
     watch = Watch(start)
     with pytest.raises(UsageError, match=r"far: line 1: pfn 0x8000 is beyond the 32768 pages"):
-        watch.see(Batch(next(read_all(["x"], opener=lambda _n: io.BytesIO(recording([event(1, Event.mm_page_free, N_PAGES)]).encode()))).columns, Source("far")))
+        watch.see(
+            Batch(
+                next(
+                    read_all(
+                        ["x"], opener=lambda _n: io.BytesIO(recording([event(1, Event.mm_page_free, N_PAGES)]).encode())
+                    )
+                ).columns,
+                Source("far"),
+            )
+        )
+
+
+@pytest.mark.skipif(not JIT, reason="plain Python reads too slowly for a large trace")
+def test_memory_does_not_grow_with_the_trace(tmp_path: Path) -> None:
+    """Sixteen times the text, some hundred MiB, and hardly more memory at the peak."""
+    program = (
+        "import resource, sys\n"
+        "from tests.lab.traces import run_import\n"
+        "run_import('-', '--out', sys.argv[1], '--quiet')\n"
+        "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+    )
+    peaks = []
+    for count in (150_000, 2_400_000):
+        command = [sys.executable, "-c", program, str(tmp_path / f"{count}.parquet")]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT) as child:
+            assert child.stdin is not None
+            assert child.stdout is not None
+            for first in range(0, count, 10_000):
+                lines = (
+                    f"{10 + number // 10000}.{number % 10000:04d}00000 [0] 7 mm_page_free: "
+                    f"pfn={number & 0xFFFF:#x} order=0\n"
+                    for number in range(first, first + 10_000)
+                )
+                child.stdin.write("".join(lines).encode())
+            child.stdin.close()
+            out = child.stdout.read().decode()
+        assert child.returncode == 0
+        peaks.append(int(out.split()[-1]) << 10)
+    assert peaks[1] - peaks[0] < 192 << 20, peaks

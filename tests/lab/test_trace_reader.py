@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from pathlib import Path
+from typing import Self
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -30,6 +31,14 @@ def refused(path: Path) -> str:
     with pytest.raises(UsageError) as caught:
         read(path)
     return str(caught.value)
+
+
+def outcome(path: Path) -> Columns | str:
+    """What is read, or the message that it is refused with; any other error is one of the test."""
+    try:
+        return read(path)
+    except UsageError as error:
+        return str(error)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -229,14 +238,16 @@ class Endless:
         assert self.taken < 256 << 20, "reads on and on"
         return self.block[:size] if size > 0 else self.block
 
-    def __enter__(self) -> Endless:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         pass
 
 
-@pytest.mark.parametrize("block", [b"x" * 65536, b"noise and nothing else\n" * 2000, b"# a comment\n" * 500, b"\n" * 65536])
+@pytest.mark.parametrize(
+    "block", [b"x" * 65536, b"noise and nothing else\n" * 2000, b"# a comment\n" * 500, b"\n" * 65536]
+)
 def test_endless_noise_is_left_early(block: bytes) -> None:
     stream = Endless(block)
     with pytest.raises(UsageError, match=r"line \d+: "):
@@ -272,7 +283,7 @@ def test_batches_stay_small_however_large_the_trace() -> None:
             self.now += 10_000
             return block.encode()
 
-        def __enter__(self) -> Long:
+        def __enter__(self) -> Self:
             return self
 
         def __exit__(self, *_: object) -> None:
@@ -283,8 +294,12 @@ def test_batches_stay_small_however_large_the_trace() -> None:
     assert max(sizes) < 120_000
 
 
-LINES = st.sampled_from([*recording(ROWS[:4]).splitlines(), *perf(ROWS[:2]).splitlines(), *ftrace(ROWS[:2]).splitlines()])
-PIECES = st.one_of(LINES.map(str.encode), st.binary(max_size=60), st.sampled_from([b"[", b"]", b"=", b": ", b"0x", b"[000] "]))
+LINES = st.sampled_from(
+    [*recording(ROWS[:4]).splitlines(), *perf(ROWS[:2]).splitlines(), *ftrace(ROWS[:2]).splitlines()]
+)
+PIECES = st.one_of(
+    LINES.map(str.encode), st.binary(max_size=60), st.sampled_from([b"[", b"]", b"=", b": ", b"0x", b"[000] "])
+)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -295,14 +310,13 @@ PIECES = st.one_of(LINES.map(str.encode), st.binary(max_size=60), st.sampled_fro
 @example(b"9999999999.5 [0] 1 mark: x\n")
 def test_no_text_does_more_than_to_be_refused(tmp_path: Path, text: bytes) -> None:
     path = written(tmp_path, text)
-    try:
-        columns = read(path)
-    except UsageError as error:
-        assert str(path) in str(error)
-        assert "\n" not in str(error)
+    found = outcome(path)
+    if isinstance(found, str):
+        assert str(path) in found
+        assert "\n" not in found
     else:
-        assert len(columns)
-        times = columns["t_ns"].tolist()
+        assert len(found)
+        times = found["t_ns"].tolist()
         assert times == sorted(times)
 
 
@@ -311,7 +325,6 @@ def test_no_text_does_more_than_to_be_refused(tmp_path: Path, text: bytes) -> No
 def test_no_damage_does_more_than_to_be_refused(tmp_path: Path, form: str, pack: str, at: int, byte: int) -> None:
     data = bytearray(PACKS[pack](FORMS[form][1](ROWS[:40]).encode()))
     data[at % len(data)] = byte
-    try:
-        read(written(tmp_path, bytes(data)))
-    except UsageError as error:
-        assert "\n" not in str(error)
+    found = outcome(written(tmp_path, bytes(data)))
+    assert len(found) > 0
+    assert not isinstance(found, str) or "\n" not in found

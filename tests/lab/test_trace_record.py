@@ -47,9 +47,10 @@ def test_help_holds_the_commands_word_for_word(capsys: pytest.CaptureFixture[str
 
 @pytest.mark.parametrize("shell", ["sh", "dash", "bash", "busybox"])
 def test_every_shell_takes_the_script(shell: str) -> None:
-    if shutil.which(shell) is None:
+    found = shutil.which(shell)
+    if found is None:
         pytest.skip(f"there is no {shell} here")
-    command = [shell, "sh", "-n"] if shell == "busybox" else [shell, "-n"]
+    command = [found, "sh", "-n"] if shell == "busybox" else [found, "-n"]
     done = subprocess.run(command, input=script(), text=True, capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -66,7 +67,9 @@ def test_the_script_is_plain_posix_and_names_every_event(capsys: pytest.CaptureF
 
 @pytest.mark.parametrize("words", [["-s", "x"], ["-b", ""], ["-q"], ["-o", "."]])
 def test_the_script_refuses_wrong_usage_in_one_line(words: list[str], tmp_path: Path) -> None:
-    done = subprocess.run(["sh", "-s", "--", *words], input=script(), text=True, capture_output=True, check=False, cwd=tmp_path)
+    done = subprocess.run(
+        ["/bin/sh", "-s", "--", *words], cwd=tmp_path, input=script(), text=True, capture_output=True, check=False
+    )
     assert done.returncode == 1
     assert "record.sh: " in done.stderr
     assert not list(tmp_path.iterdir())
@@ -79,7 +82,7 @@ def test_a_recording_of_this_machine_can_be_read(tmp_path: Path) -> None:
         pytest.skip("tracefs is not mounted or not writable here")
     folder = tmp_path / "recording"
     work = f"dd if=/dev/zero of={tmp_path}/file bs=64k count=64 2>/dev/null; rm {tmp_path}/file"
-    command = ["sh", "-s", "--", "-b", "8192", "-o", str(folder), "sh", "-c", work]
+    command = ["/bin/sh", "-s", "--", "-b", "8192", "-o", str(folder), "sh", "-c", work]
     done = subprocess.run(command, input=script(), text=True, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     start = read_snapshot(str(folder / "start.kpageflags"))

@@ -91,7 +91,8 @@ def recording(rows: Iterable[Row]) -> str:
 def ftrace(rows: Iterable[Row], *, flags: bool = True, decimal: bool = False) -> str:
     column = " ...1." if flags else ""
     head = "# tracer: nop\n#\n# entries-in-buffer/entries-written: 7/7   #P:4\n#\n"
-    head += "#           TASK-PID     CPU#  |||||  TIMESTAMP  FUNCTION\n#              | |         |   |||||     |         |\n"
+    head += "#           TASK-PID     CPU#  |||||  TIMESTAMP  FUNCTION\n"
+    head += "#              | |         |   |||||     |         |\n"
     return head + "".join(
         f"{row.command:>16}-{row.pid:<7} [{row.cpu:03d}]{column} {row.t_us / 1e6:.6f}: {row.event.name}: "
         f"{_fields(row, decimal=decimal)}\n"
