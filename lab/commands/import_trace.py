@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--strict",
         action="store_true",
         help="refuse a trace with lost, overwritten, unrecognised or cut-off events, or with more than 0.1 %% that "
-        "contradict each other",
+        "contradict each other (5 %% of the frees)",
     )
     parser.add_argument("--json", default="", metavar="PATH|-", help="write the trace's health as JSON")
     parser.add_argument("--force", action="store_true", help="overwrite files that exist")

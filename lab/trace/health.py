@@ -17,6 +17,7 @@ from lab.trace.snapshot import Snapshot
 __all__ = ["STRICT_SHARE", "Health", "Watch"]
 
 STRICT_SHARE = 0.001  # of the events of a kind, that --strict lets contradict each other
+_BULK_SHARE = 0.05  # the same for frees of free pages: __alloc_pages_bulk() has no event in any kernel
 _OTHER_MACHINE_SHARE, _OTHER_MACHINE_LEAST = 0.5, 100
 
 
@@ -72,9 +73,10 @@ _RULES = (
     _Rule(
         "frees_of_free",
         "frees of pages that are free already",
-        "an allocation went unseen: the page's time in use is missing, and one refault may be",
+        "an allocation had no event, as those in bulk have none (vmalloc, from Linux 5.14 on), or was missed: the"
+        " page's time in use is missing, and one refault may be",
         of="mm_page_free",
-        allowed=STRICT_SHARE,
+        allowed=_BULK_SHARE,
     ),
     _Rule(
         "allocations_of_allocated",

@@ -12,8 +12,9 @@ BUFFER_KIB = 65536  # a CPU: some 1.5 million events, at 40 bytes each
 
 _TEXT = """\
 Record in the guest, as root, while it does its usual work; a minute or ten will do. Take the snapshot of
-/proc/kpageflags when tracing has begun: the free lists are then known from the first event on. The clock is mono,
-so that the times are those of the guest's CLOCK_MONOTONIC.
+/proc/kpageflags as close to the first event as can be, while the guest is quiet: what moves between the two is
+counted by the import as a contradiction. The clock is mono, so that the times are those of the guest's
+CLOCK_MONOTONIC.
 
 Keep beside the trace (all of these take one run of `cat`):
   /proc/kpageflags      the snapshot that --start wants; raw, 8 bytes a page, may be packed by gzip
@@ -34,9 +35,8 @@ ftrace
   echo {buffer} > buffer_size_kb               # KiB a CPU
 {enable}
   cat trace_pipe > /tmp/trace.txt &
-  echo 1 > tracing_on
-  cat /proc/kpageflags > /tmp/start.kpageflags
   cat /proc/buddyinfo > /tmp/start.buddyinfo; cat /proc/pagetypeinfo > /tmp/start.pagetypeinfo
+  cat /proc/kpageflags > /tmp/start.kpageflags; echo 1 > tracing_on
   sleep 60                                   # or the work itself
   echo 0 > tracing_on; sleep 5; kill %1
   cat per_cpu/cpu*/stats | grep -E 'overrun|dropped'    # all 0, or events were lost: a larger buffer

@@ -65,10 +65,10 @@ trap finish EXIT
 trap 'exit 1' HUP INT TERM
 
 keep() {
-    cat /proc/kpageflags >"$folder/$1.kpageflags"
     for file in buddyinfo pagetypeinfo zoneinfo vmstat; do
         cat "/proc/$file" >"$folder/$1.$file" 2>/dev/null || true
     done
+    cat /proc/kpageflags >"$folder/$1.kpageflags"
 }
 
 echo 0 >"$instance/tracing_on"
@@ -86,8 +86,8 @@ done
 # Where the reader cannot keep up, trace_pipe says how many events were lost.
 cat "$instance/trace_pipe" >"$folder/trace.txt" &
 reader=$!
+keep start # the free lists right before the first event
 echo 1 >"$instance/tracing_on"
-keep start
 echo "start" >"$instance/trace_marker"
 
 status=0
@@ -110,6 +110,7 @@ while [ "$(unread)" -gt 0 ] && [ "$waited" -lt 60 ]; do
     sleep 1
     waited=$((waited + 1))
 done
+sleep 1 # what it has read it also writes
 
 {
     uname -a
