@@ -222,7 +222,7 @@ class Watch:
             "with_snapshot": None if self._start is None else altogether / pages,
             "at_the_event": followed["known_before"] / paged if paged else 0.0,
         }
-        facts["notes"], refusals = _judged(facts)
+        facts["notes"], refusals = _judged(facts, sources)
         facts["verdict"] = "complete" if not refusals else "with gaps"
         facts["start"] = None if self._start is None else self._start.as_dict()
         facts["sources"] = sources
@@ -238,7 +238,7 @@ class Watch:
             )
 
 
-def _judged(facts: dict[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
+def _judged(facts: dict[str, Any], sources: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
     """Notes for people, and what ``--strict`` refuses."""
     notes: list[dict[str, Any]] = []
     refusals: list[str] = []
@@ -250,6 +250,8 @@ def _judged(facts: dict[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
         share = f" ({count / whole:.2%} of {whole})" if whole else ""
         refused = rule.allowed is not None and count > rule.allowed * (whole or 0)
         text = f"{count} {rule.what}{share}: {rule.effect}"
+        if rule.key == "unrecognised_lines":
+            text += f" (the first is {next(s['first_unrecognised'] for s in sources if s['first_unrecognised'])})"
         notes.append({"key": rule.key, "count": count, "level": "gap" if refused else "note", "text": text})
         if refused:
             bound = f"at most {rule.allowed:.1%}" if rule.allowed else "none"

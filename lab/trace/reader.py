@@ -60,7 +60,7 @@ class Source:
             not say how many counts as one.
         overwritten: events that the ring buffer no longer held when it was read.
         out_of_order: events that stood behind a later one, put in order.
-        noise: lines that no format explains. ``cut``: the last line broke off.
+        noise: lines that no format explains; ``first_noise`` shows the first. ``cut``: the last line broke off.
         first_ns: time of its first event, -1 before there is one.
     """
 
@@ -76,6 +76,7 @@ class Source:
     events: int = 0
     cut: int = 0
     unknown_gfp: int = 0
+    first_noise: str = ""
     first_ns: int = -1
     last_ns: int = -1
     totals: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(scanner.COUNTERS, np.int64))
@@ -111,6 +112,7 @@ class Source:
             "stack_lines": int(self.totals[scanner.C_STACK]),
             "failed_allocations": int(self.totals[scanner.C_FAILED]),
             "unrecognised_lines": self.noise,
+            "first_unrecognised": self.first_noise or None,
             "cut_lines": self.cut,
             "lost_events": self.lost,
             "lost_places": self.lost_places,
@@ -185,6 +187,7 @@ class _Scanner:
         texts: list[str] = []
         for row, kind, line, first, behind in self._odd[: int(self._counts[1])].tolist():
             if kind == scanner.ODD_NOISE:
+                source.first_noise = source.first_noise or f"line {line}: {_shown(text[first:behind])}"
                 if source.totals[scanner.C_NOISE] > _NOISE_LINES and source.totals[scanner.C_NOISE] > source.seen:
                     raise UsageError(_not_an_event(source, line, text[first:behind]))
                 continue

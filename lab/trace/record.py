@@ -45,15 +45,13 @@ ftrace
 trace-cmd
   trace-cmd record -C mono -b {buffer} \\
 {trace_cmd}
-    sh -c 'cat /proc/kpageflags > start.kpageflags; cat /proc/buddyinfo > start.buddyinfo;
-           cat /proc/pagetypeinfo > start.pagetypeinfo; sleep 60'
+    sh -c 'for f in kpageflags buddyinfo pagetypeinfo; do cat /proc/$f > start.$f; done; sleep 60'
   trace-cmd report -t > trace.txt            # -t: nanoseconds
 
 perf
   perf record -a -k CLOCK_MONOTONIC -m {perf_pages} \\
 {perf}
-    -o perf.data -- sh -c 'cat /proc/kpageflags > start.kpageflags; cat /proc/buddyinfo > start.buddyinfo;
-           cat /proc/pagetypeinfo > start.pagetypeinfo; sleep 60'
+    -o perf.data -- sh -c 'for f in kpageflags buddyinfo pagetypeinfo; do cat /proc/$f > start.$f; done; sleep 60'
   perf script -i perf.data --ns --show-lost-events --header > trace.txt
 
 then

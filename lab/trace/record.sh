@@ -6,7 +6,7 @@
 # Records while COMMAND runs, or for SECONDS (default 60). FOLDER (default ./recording) must not exist; it gets
 #   trace.txt                    the events, as trace_pipe prints them
 #   start.* and end.*            kpageflags, buddyinfo, pagetypeinfo, zoneinfo, vmstat before and after
-#   about.txt                    kernel, command line, reporting order, clock, buffer, what was lost
+#   about.txt                    kernel, reporting order, clock, buffer, what was lost
 # It uses a trace instance of its own, and leaves other tracing alone.
 set -eu
 
@@ -114,7 +114,6 @@ sleep 1 # what it has read it also writes
 
 {
     uname -a
-    echo "command line: $(cat /proc/cmdline)"
     echo "page size: $(getconf PAGESIZE 2>/dev/null || echo 4096)"
     echo "clock: mono"
     echo "buffer: $buffer_kib KiB a CPU"

@@ -226,6 +226,12 @@ def test_strict_refuses_what_is_lost(cause: str, tmp_path: Path) -> None:
     assert imported(tmp_path, recording(ROWS), "--strict")["health"]["verdict"] == "complete"
 
 
+def test_the_first_line_that_is_not_recognised_is_shown(tmp_path: Path) -> None:
+    health = imported(tmp_path, recording(ROWS[:5]) + "what is this?\n" + recording(ROWS[5:]))["health"]
+    assert health["sources"][0]["first_unrecognised"] == "line 6: 'what is this?'"
+    assert any("line 6: 'what is this?'" in note["text"] for note in health["notes"])
+
+
 # Snapshots
 
 
