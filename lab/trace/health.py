@@ -18,7 +18,7 @@ __all__ = ["STRICT_SHARE", "Health", "Watch"]
 
 STRICT_SHARE = 0.001  # of the events of a kind, that --strict lets contradict each other
 _BULK_SHARE = 0.05  # the same for frees of free pages: __alloc_pages_bulk() has no event in any kernel
-_OTHER_MACHINE_SHARE, _OTHER_MACHINE_LEAST = 0.5, 100
+_OTHER_MACHINE_SHARE, _OTHER_MACHINE_LEAST = 0.5, 1000  # fewer may all lie between the snapshot and the trace
 
 
 @dataclass(frozen=True)

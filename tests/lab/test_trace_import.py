@@ -330,7 +330,7 @@ def test_a_snapshot_makes_every_page_known(tmp_path: Path) -> None:
 
 def test_another_machines_snapshot_is_refused(tmp_path: Path) -> None:
     start = read_snapshot(write(tmp_path / "s", snapshot_bytes({0: 10})))
-    rows = [event(at, Event.mm_page_alloc_zone_locked, 2000 + at) for at in range(150)]
+    rows = [event(at, Event.mm_page_alloc_zone_locked, 2000 + at) for at in range(1500)]
     with pytest.raises(UsageError, match="same machine, taken when the trace begins"):
         health_of(rows, start)
     watch = Watch(start)
