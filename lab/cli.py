@@ -20,6 +20,8 @@ COMMANDS = {
     "report": ("lab.commands.report", "turn a run directory into tables, plots and one page"),
     "calibrate": ("lab.commands.calibrate", "measure what virtual time charges on this machine"),
     "show": ("lab.commands.show", "settle one of five arguments: measure, a table, a picture"),
+    "import": ("lab.commands.import_trace", "read a trace of your own kernel into columns, and say how sound it is"),
+    "record": ("lab.commands.record", "how to record such a trace in a guest"),
     "shared-host": ("lab.commands.shared_host", "a host that guests trust: it claims their free memory itself"),
 }
 
