@@ -6,8 +6,8 @@ with a vCPU thread that allocates and frees beside (what that does to its throug
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +32,9 @@ _SHARE_GIB = 64
 _SIZES_GIB = (4, 8, 16, 32, 64)
 _CAPACITY = 16
 _BESIDE_GIB = 32  # the letters' guest
-_BESIDE_S = 1.0
+_BESIDE_S = 2.0
+_PAUSE_S = 0.001  # between two runs
+_STEP_PAGES = 1 << 20
 _COLOURS = {"boundary": ("#0072B2", "o"), "skip-walk": ("#009E73", "^"), "scan": ("#D55E00", "s")}
 
 
@@ -121,37 +123,52 @@ def _done(_batch: Batch) -> Outcome:
 
 
 def _throughput_beside(policy: str, seed: int) -> float:
-    """Page operations a second of a vCPU while runs follow each other without a pause; all else is reported already."""
+    """Page operations a second of a vCPU while a run follows the other; all else is reported already."""
     zone = Zone.private(ZoneSettings(_BESIDE_GIB * _GIB, cpus=2, pcp_batch=0, high_water_mark=0))
-    errors: list[BaseException] = []
     try:
         for pfn in _scattered_blocks(zone):
             zone.free(pfn, PAGEBLOCK_ORDER)
         work = WorkloadSettings("page-fault", 1 << 15, PAGEBLOCK_ORDER, 0, 0, seed + 1)
-        vcpu = VCpu(zone, 0, work, on_error=errors.append, timed=False)
+        vcpu = _Beside(VCpu(zone, 0, work, on_error=_never, timed=False))
         cycle = None if policy == "off" else Cycle(zone, policy, capacity=_CAPACITY)
         if cycle is not None:
             cycle.run(_done)
         vcpu.start()
-        began, operations = time.monotonic(), int(vcpu.state[S_OPERATIONS])
-        _run_for(_BESIDE_S, None if cycle is None else lambda: cycle.run(_done))
-        rate = (int(vcpu.state[S_OPERATIONS]) - operations) / (time.monotonic() - began)
-        vcpu.stop()
-        vcpu.join()
-        if errors:
-            raise LabError(str(errors[0])) from errors[0]
-        return rate
+        end = time.monotonic() + _BESIDE_S
+        while time.monotonic() < end:
+            if cycle is not None:
+                cycle.run(_done)
+            time.sleep(_PAUSE_S)
+        return vcpu.stop()
     finally:
         zone.close()
 
 
-def _run_for(seconds: float, work: Callable[[], object] | None) -> None:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if work is None:
-            time.sleep(0.01)
-        else:
-            work()
+class _Beside(threading.Thread):
+    """Steps of a vCPU that are long against the moments in which Python has the say."""
+
+    def __init__(self, vcpu: VCpu) -> None:
+        super().__init__(name="beside", daemon=True)
+        self._vcpu = vcpu
+        self._stopping = threading.Event()
+        self._rate = 0.0
+
+    def run(self) -> None:
+        """Work until ``stop``."""
+        began = time.monotonic()
+        while not self._stopping.is_set():
+            self._vcpu.step(_STEP_PAGES)
+        self._rate = int(self._vcpu.state[S_OPERATIONS]) / (time.monotonic() - began)
+
+    def stop(self) -> float:
+        """Page operations a second."""
+        self._stopping.set()
+        self.join()
+        return self._rate
+
+
+def _never(error: BaseException) -> None:
+    raise LabError(str(error)) from error
 
 
 def _present(
@@ -188,7 +205,7 @@ def _present(
         ),
     )
     vcpu = Table(
-        f"A vCPU that allocates and frees huge pages beside runs that follow each other without a pause, {_BESIDE_GIB}"
+        f"A vCPU that allocates and frees huge pages beside a run every millisecond, {_BESIDE_GIB}"
         " GiB, all else reported: throughput against no reporting",
         ("", *_POLICIES),
         (("page operations a second", *(ratio_text(beside[policy]) for policy in _POLICIES)),),
