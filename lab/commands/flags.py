@@ -11,11 +11,11 @@ from common.errors import UsageError
 from common.options import Option, Settings, add_flag, option, option_of, switch
 from common.settings import POLICIES, DemoSettings
 from lab.experiment.compare import Rival
-from lab.experiment.spec import RunSpec
+from lab.experiment.spec import ORACLE, RunSpec
 
 __all__ = ["RUN_OPTIONS", "VIRTUAL_ONLY", "add_run_flags", "comma_list", "read_rivals", "read_run", "whole_number"]
 
-VIRTUAL_ONLY = ("oracle",)  # it knows the future, which no process does
+VIRTUAL_ONLY = (ORACLE,)  # it knows the future, which no process does
 _MAX_WORK_PAGES = 1 << 48
 
 

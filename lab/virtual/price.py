@@ -21,12 +21,15 @@ class Step:
         work_ns: all of it.
         locks, allocation_locks: acquisitions of the zone lock, and those of them in an allocation.
         allocations: (latency in ns, how many), fast ones first, those that take the lock last.
+        installs, installed_pages: blocks that a host populates while the vCPU waits, and their pages.
     """
 
     work_ns: float
     locks: int
     allocation_locks: int
     allocations: tuple[tuple[float, int], ...]
+    installs: int = 0
+    installed_pages: int = 0
 
 
 def price_step(
@@ -79,13 +82,22 @@ def price_step(
         + faults * costs.fault_ns * fault_factor
     )
     slow = min(refills, allocations)
+    installs, installed_pages = after.installs - before.installs, after.installed_pages - before.installed_pages
+    # Of those that look into the zone; without contention, as all of these.
+    asked = min(installs, zone_allocations)
+    slow_asked = min(installs - asked, slow)
+    wait_ns = costs.message_wait_ns + installed_pages / installs * costs.fault_ns if installs else 0.0
     return Step(
         work_ns=work,
         locks=refills + drains + zone_allocations + zone_frees,
         allocation_locks=refills + zone_allocations,
         allocations=(
             (costs.pcp_alloc_ns, allocations - slow),
-            (zone_ns, zone_allocations),
-            (costs.pcp_alloc_ns + refill_ns, slow),
+            (zone_ns, zone_allocations - asked),
+            (costs.pcp_alloc_ns + refill_ns, slow - slow_asked),
+            (zone_ns + wait_ns, asked),
+            (costs.pcp_alloc_ns + refill_ns + wait_ns, slow_asked),
         ),
+        installs=installs,
+        installed_pages=installed_pages,
     )

@@ -50,7 +50,7 @@ def labs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         names.append(lab)
         return host_and_guest(spec, lab, folder)
 
-    monkeypatch.setattr(run, "ARRANGEMENTS", {"boundary": noted, "off": noted})
+    monkeypatch.setattr(run, "host_and_guest", noted)
     yield names
     for lab in names:
         assert leftovers(lab, ["guest-1"]) == []
