@@ -78,7 +78,7 @@ def metrics_of(spec: RunSpec, host: Account, guest: Account, series: Series) -> 
     pulled = guest["pulled_blocks"]
     holds = holder["lock_hold_ns"]["all"] if pulled else _NEVER
     allocations = guest["alloc_reporting_ns"]
-    # What the host populated at an allocation's request had been given back, or was never there, like what a touch finds.
+    # What the host populated for an allocation had been given back, or was never there: like what a touch finds.
     refaults = guest["refaults"] + guest["reinstalled_bytes"] // PAGE_BYTES
     first_touches = guest["first_touches"] + (guest["installed_bytes"] - guest["reinstalled_bytes"]) // PAGE_BYTES
     times = derive.times_to_return(

@@ -30,6 +30,7 @@ _LONGEST_JOB_S = 3600.0  # a job has no duration; whoever still works then is st
 _START_LIMIT_S = 120.0  # beyond the work: many runs may start at once
 _ERRORS = {error.exit_code: error for error in (LabError, UsageError, MachineError, InvariantViolation)}
 
+
 def run_live(spec: RunSpec) -> RunResult:
     """Run ``spec`` with a host and one guest of its own, wait for both, and say what came of it.
 
@@ -91,12 +92,10 @@ def _guest(spec: RunSpec, lab: str, folder: Path) -> ProcessPlan:
         "quiet": True,
         "capacity": _capacity(spec),
         "duration_s": None if spec.work_pages else spec.duration_ns / 1e9,
-        "host_zeroed": None,
     }
     if host_period_ns(spec.policy, spec.delay_ns) is not None:
         own["delay_ns"] = None  # the host's
-    zeroed = ("--host-zeroed",) if spec.host_zeroed else ()
-    return ProcessPlan(_GUEST, ("-m", "guest", *flags_of(GuestSettings, values | own), *zeroed), account)
+    return ProcessPlan(_GUEST, ("-m", "guest", *flags_of(GuestSettings, values | own)), account)
 
 
 def _capacity(spec: RunSpec) -> int:

@@ -33,12 +33,23 @@ class Step:
 
 
 def price_step(
-    before: SlotCounts, after: SlotCounts, *, taken: int, freed: int, costs: Costs, batch: int, fault_factor: float
+    before: SlotCounts,
+    after: SlotCounts,
+    *,
+    taken: int,
+    freed: int,
+    taken_block_pages: int,
+    freed_block_pages: int,
+    costs: Costs,
+    batch: int,
+    fault_factor: float,
 ) -> Step:
     """Price the step between two looks at the counters.
 
     Args:
         taken, freed: pages allocated and freed in it.
+        taken_block_pages, freed_block_pages: of a block on average. Not that of this step alone: what a refill moves
+            goes by it, and must not depend on how many blocks a step has.
         batch: ``pcp_batch``.
         fault_factor: by how much a fault is slower just now.
     """
@@ -53,11 +64,9 @@ def price_step(
 
     refill_ns = drain_ns = 0.0
     if refills:
-        block_pages = max(1, taken // max(1, allocations + zone_allocations))
-        refill_ns = costs.lock_ns + max(batch // block_pages, 2) * costs.refill_block_ns
+        refill_ns = costs.lock_ns + max(batch // max(1, taken_block_pages), 2) * costs.refill_block_ns
     if drains:
-        block_pages = max(1, freed // max(1, frees + zone_frees))
-        drain_ns = costs.lock_ns + max(batch // block_pages, 1) * costs.drain_block_ns
+        drain_ns = costs.lock_ns + max(batch // max(1, freed_block_pages), 1) * costs.drain_block_ns
     zone_ns = zone_free_ns = 0.0
     if zone_allocations:
         low = batch == 0 and taken < _LOW_ORDER_PAGES * zone_allocations  # the lists serve the low orders otherwise

@@ -205,9 +205,7 @@ class VirtualReporter:
         def answered() -> None:
             world.clock.work(self.cpu_ns, costs.message_guest_ns / 2, then)
 
-        world.clock.work(
-            self.cpu_ns, work_ns + costs.message_guest_ns / 2, lambda: self._host.serve(survey, answered)
-        )
+        world.clock.work(self.cpu_ns, work_ns + costs.message_guest_ns / 2, lambda: self._host.serve(survey, answered))
 
     def _put_back(self, batch: Batch, outcome: Outcome) -> None:
         costs, blocks = self._world.costs, int(batch.pfns.size)

@@ -45,6 +45,7 @@ class VirtualCpu:
         if oracle is not None:
             self.vcpu.state[engine.S_JOURNAL] = oracle.journal_address
         self._pages = 0
+        self._moved = [0, 0, 0, 0]  # since the start: pages taken, in so many blocks; pages freed, in so many blocks
         self._leaving = False
         self._pause = 0  # number of the pause that is on; a timer of an earlier one is void
         self._pausing = ""
@@ -102,8 +103,25 @@ class VirtualCpu:
         if world.discarding:
             factor *= costs.fault_slowdown_discard
         batch = world.spec.pcp_batch
+        counts = (
+            taken,
+            after.allocations - before.allocations + after.zone_allocations - before.zone_allocations,
+            moved - taken,
+            after.frees - before.frees + after.zone_frees - before.zone_frees,
+        )
+        self._moved = [sum(pair) for pair in zip(self._moved, counts, strict=True)]
+        taken_block_pages = self._moved[0] // max(1, self._moved[1])
+        freed_block_pages = self._moved[2] // max(1, self._moved[3])
         step = price_step(
-            before, after, taken=taken, freed=moved - taken, costs=costs, batch=batch, fault_factor=factor
+            before,
+            after,
+            taken=taken,
+            freed=moved - taken,
+            taken_block_pages=taken_block_pages,
+            freed_block_pages=freed_block_pages,
+            costs=costs,
+            batch=batch,
+            fault_factor=factor,
         )
         world.allocated += self._pages - pages
         touched = after.refaults - before.refaults + after.first_touches - before.first_touches + step.installed_pages
