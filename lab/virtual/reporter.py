@@ -73,6 +73,7 @@ class VirtualReporter:
         self._failed_in_a_row = 0
         self._walked_ns = 0.0
         self._sent = 0
+        self._nodes = 0  # visited so far
         self._returned = 0
 
     def begin(self) -> None:
@@ -153,6 +154,7 @@ class VirtualReporter:
         self.began_at.append(now)
         self._last = Outcome.DONE
         self._walked_ns = 0.0
+        self._nodes = world.words.nodes_visited  # a walk looks ahead from its start to its first hand-over
         self._cycle.begin()
         if self._policy.under_lock:
             world.lock.take(now, long=True)
@@ -163,9 +165,10 @@ class VirtualReporter:
         if self.ending:
             self._end_run()
             return
-        nodes, counted = world.words.nodes_visited, self._pulls()
+        nodes, counted = self._nodes, self._pulls()
         batch = self._cycle.pull()
-        nodes, holds = world.words.nodes_visited - nodes, self._pulls() - counted
+        self._nodes = world.words.nodes_visited
+        nodes, holds = self._nodes - nodes, self._pulls() - counted
         then = self._finish_run if batch is None else lambda: self._report(batch)
         if self._policy.under_lock:  # the blocks stay where they are: looking at them is all
             self._walked_ns += nodes * costs.node_ns

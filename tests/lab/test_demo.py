@@ -96,6 +96,7 @@ def test_every_setting_reaches_the_guests(tmp_path: Path) -> None:
                 "quiet",
                 "seed",
                 "work_pages",
+                "wait_for_ack",
             }:  # the demo has a duration, no job
                 assert getattr(guest, setting.name) == getattr(settings, setting.name), setting.name
         assert guest.seed == 98 + number
