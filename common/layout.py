@@ -159,6 +159,7 @@ __all__ = [
     "W_RANDOM_WORD",
     "W_READY",
     "W_REFCNT",
+    "W_REINSTALLED_PAGES",
     "W_REPAIRS",
     "W_REPORTED",
     "W_REPORTING_ENABLED",
@@ -182,7 +183,7 @@ __all__ = [
 ]
 
 MAGIC = int.from_bytes(b"FPRZONE\0", "little")
-LAYOUT_VERSION = 3
+LAYOUT_VERSION = 4
 LINE_WORDS = 8  # a 64-byte cache line in int64 words
 
 N_FREE_LISTS = N_ORDERS * N_MIGRATETYPES
@@ -291,7 +292,8 @@ HEADER_DTYPE = np.dtype(
         # sem_t that a block asked for posts, and the asks themselves.
         ("asks_work", "<i8", _line),
         ("asks", "<i8", (N_ASKS, ASK_WORDS)),
-        ("padding", "<i8", (6,)),  # the per-CPU slots behind start on a cache line
+        ("reinstalled_pages", "<i8"),  # of the installed pages those that had been given back
+        ("padding", "<i8", (5,)),  # the per-CPU slots behind start on a cache line
     ],
     align=False,
 )
@@ -397,6 +399,7 @@ W_ASKING = _word(HEADER_DTYPE, "asking")
 W_OPEN_TO_HOST = _word(HEADER_DTYPE, "open_to_host")
 W_INSTALLS = _word(HEADER_DTYPE, "installs")
 W_INSTALLED_PAGES = _word(HEADER_DTYPE, "installed_pages")
+W_REINSTALLED_PAGES = _word(HEADER_DTYPE, "reinstalled_pages")
 W_INSTALL_WAIT_NS = _word(HEADER_DTYPE, "install_wait_ns")
 W_ASKS_WITHDRAWN = _word(HEADER_DTYPE, "asks_withdrawn")
 W_ASK_SEQUENCE = _word(HEADER_DTYPE, "ask_sequence")

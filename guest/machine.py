@@ -52,6 +52,7 @@ class GuestResult:
         started_ns: when the work started, CLOCK_MONOTONIC as every time here.
         per_vcpu: of each vCPU ``busy_ns``, ``operations``, ``pauses`` and ``ended_ns``, see ``VCpu``.
         series: columns of equal length, see ``guest.usage``.
+        reinstalled_bytes: of ``installed_bytes`` what had been given back.
     """
 
     ok: bool
@@ -102,6 +103,7 @@ class GuestResult:
     series: dict[str, list[int]] = field(default_factory=dict)
     installs: int = 0
     installed_bytes: int = 0
+    reinstalled_bytes: int = 0
     install_wait_ns: int = 0
     asks_withdrawn: int = 0
 
@@ -409,12 +411,12 @@ class Machine:
             failed=link.failed,
             connections=link.connections,
             stale_acks=link.stale_acks,
-            runs=0 if reporter is None else reporter.runs,
+            runs=statistics.runs if reporter is None else reporter.runs,
             wakes=0 if reporter is None else reporter.wakes,
             unreported_bytes=self.zone.unreported_pages() * PAGE_BYTES,
             repairs=statistics.repairs,
             nodes_visited=statistics.nodes_visited,
-            nodes_hold_max=_nodes_hold_max(statistics),
+            nodes_hold_max=statistics.nodes_hold_max,
             pulled_blocks=statistics.pulled_blocks,
             failed_allocations=statistics.failed_allocations,
             cpu_s=time.process_time() - self._cpu_before_s,
@@ -428,6 +430,7 @@ class Machine:
             reports_timeline=() if self.reporter is None else tuple(self.reporter.timeline),
             installs=statistics.installs,
             installed_bytes=statistics.installed_pages * PAGE_BYTES,
+            reinstalled_bytes=statistics.reinstalled_pages * PAGE_BYTES,
             install_wait_ns=statistics.install_wait_ns,
             asks_withdrawn=statistics.asks_withdrawn,
         )
@@ -458,11 +461,6 @@ class Machine:
 
 def _histogram(*histograms: np.ndarray) -> dict[str, int]:
     return percentiles(*histograms).as_dict()
-
-
-def _nodes_hold_max(statistics: ZoneStatistics) -> int:
-    """Most list nodes under one hold; 0 from a zone that does not count them."""
-    return int(getattr(statistics, "nodes_hold_max", 0))
 
 
 def _describe(vcpu: VCpu) -> dict[str, Any]:

@@ -19,7 +19,9 @@ from common.layout import (
     C_FIRST_TOUCHES,
     C_REFAULTS,
     W_FREE_PAGES,
+    W_HELD_PAGES,
     W_IN_FLIGHT_PAGES,
+    W_INSTALLED_PAGES,
     W_ISOLATED_PAGES,
     W_N_CPUS,
     W_N_PAGES,
@@ -48,8 +50,8 @@ def read_usage(address, pages):  # type: ignore[no-untyped-def]
     No lock: each counter is right, together they may be a moment apart.
     """
     ctl = ctl_of(open_zone(address))
-    not_allocated = ctl[W_FREE_PAGES] + ctl[W_ISOLATED_PAGES] + ctl[W_IN_FLIGHT_PAGES]
-    resident = -ctl[W_RETURNED_PAGES]
+    not_allocated = ctl[W_FREE_PAGES] + ctl[W_ISOLATED_PAGES] + ctl[W_IN_FLIGHT_PAGES] + ctl[W_HELD_PAGES]
+    resident = ctl[W_INSTALLED_PAGES] - ctl[W_RETURNED_PAGES]
     for cpu in range(ctl[W_N_CPUS]):
         slot = cpu_slot(cpu)
         not_allocated += ctl[slot + C_COUNT]

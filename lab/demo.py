@@ -14,8 +14,9 @@ import numpy as np
 
 from common.errors import UsageError
 from common.output import check_distinct, check_output, write_bytes, write_json
-from common.settings import DEFAULT_PLOT, DemoSettings, GuestSettings, HostSettings
+from common.settings import DEFAULT_PLOT, DemoSettings, GuestSettings
 from lab.flags import flags_of
+from lab.hosts import check_host, host_period_ns, host_process
 from lab.orchestrate import LabPlan, ProcessPlan, run_lab
 from lab.outcome import ProcessEnd, RunOutcome
 from lab.result import build_result, exit_code
@@ -33,9 +34,11 @@ def run_demo(settings: DemoSettings) -> int:
     """Run the demo and say what came of it; the exit code of the process (see ``lab.result.exit_code``).
 
     Raises:
-        UsageError: a result could not be written where it shall go; found out before anything runs.
+        UsageError: a result could not be written where it shall go, or no host does what is asked for; found out before
+            anything runs.
         MachineError: a result could not be written after all.
     """
+    check_host(settings.policy, inhibit_discard=settings.inhibit_discard)
     _check_outputs(settings)
     view = make_view(quiet=settings.quiet)
     try:
@@ -59,9 +62,12 @@ def run_demo(settings: DemoSettings) -> int:
 def make_plan(settings: DemoSettings, folder: Path) -> LabPlan:
     """Command lines of all processes; accounts go to ``folder``. Every lab has a name of its own."""
     lab = f"demo-{os.getpid()}-{secrets.token_hex(2)}"
-    host = folder / "host.json"
-    flags = flags_of(
-        HostSettings, {"name": lab, "json": str(host), "quiet": True, "inhibit_discard": settings.inhibit_discard}
+    host = host_process(
+        settings.policy,
+        lab,
+        folder / "host.json",
+        delay_ns=settings.delay_ns,
+        inhibit_discard=settings.inhibit_discard,
     )
     return LabPlan(
         lab=lab,
@@ -69,7 +75,7 @@ def make_plan(settings: DemoSettings, folder: Path) -> LabPlan:
         memory_bytes=settings.memory,
         duration_s=settings.duration_s,
         warm_up=("-m", "guest", "--warm-up"),
-        host=ProcessPlan("host", ("-m", "host", *flags), host),
+        host=host,
         guests=tuple(_guest_plan(settings, lab, number, folder) for number in range(1, settings.guests + 1)),
     )
 
@@ -86,6 +92,8 @@ def _guest_plan(settings: DemoSettings, lab: str, number: int, folder: Path) -> 
         "quiet": True,
         "seed": (settings.seed + number - 1) % _SEEDS,
     }
+    if host_period_ns(settings.policy, settings.delay_ns) is not None:
+        own["delay_ns"] = None  # the host's
     return ProcessPlan(name, ("-m", "guest", *flags_of(GuestSettings, given | own)), account)
 
 

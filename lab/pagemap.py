@@ -61,7 +61,7 @@ def classify(states: npt.NDArray[np.uint16], resident: npt.NDArray[np.uint8]) ->
     """``PageClass`` of every page, u8 of the shape of ``states``.
 
     A page inside a block has the class of the block's head, except that free pages are told apart page by page by the
-    resident map: one free block may be resident in part.
+    resident map: one free block may be resident in part. A held block counts as a reported one.
 
     Raises:
         ValueError: the arrays differ in length.
@@ -90,7 +90,8 @@ def _classify_chunk(states: npt.NDArray[np.uint16], resident: npt.NDArray[np.uin
     by_flag_and_residency[:, layout.INSTALLED] = PageClass.FREE_RESIDENT
     by_flag_and_residency[:, layout.NEVER_TOUCHED] = PageClass.NEVER_TOUCHED, PageClass.REPORTED_UNTOUCHED
     by_flag_and_residency[:, layout.RETURNED] = PageClass.FREE_RETURNED, PageClass.REPORTED_RETURNED
-    flagged = ((head_states & layout.REPORTED) != 0).astype(np.uint8)
+    held = head_kinds == layout.HELD  # reported and kept: no flag, and on no free list
+    flagged = (held | ((head_states & layout.REPORTED) != 0)).astype(np.uint8)
     free_class = by_flag_and_residency[flagged, np.minimum(resident, 3)]
     classes = np.full(len(states), PageClass.UNCLEAR, np.uint8)
     for kind, page_class in (
@@ -99,7 +100,7 @@ def _classify_chunk(states: npt.NDArray[np.uint16], resident: npt.NDArray[np.uin
         (layout.ON_PCP, PageClass.PER_CPU),
     ):
         classes[covered & (head_kinds == kind)] = page_class
-    is_free = covered & (head_kinds == layout.FREE)
+    is_free = covered & (held | (head_kinds == layout.FREE))
     classes[is_free] = free_class[is_free]
     return classes
 

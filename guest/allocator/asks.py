@@ -33,6 +33,7 @@ from common.layout import (
     W_INSTALLED_PAGES,
     W_INSTALLS,
     W_RANDOM_STATE,
+    W_REINSTALLED_PAGES,
 )
 from common.native import kernel, semaphore_post, semaphore_try, word_address
 from guest.allocator.buddy import FPI_SKIP_REPORT_NOTIFY
@@ -75,14 +76,16 @@ def begin_ask(zone, pfn):  # type: ignore[no-untyped-def]
 
 @kernel
 def mark_installed(zone, pfn, order):  # type: ignore[no-untyped-def]
-    """Every page of a block in flight is there now; returns how many were not."""
+    """Every page of a block in flight is there now; returns how many were not, and how many of those had been once."""
     residence = residence_of(zone)
     pages = np.int64(0)
+    returned = np.int64(0)
     for page in range(pfn, pfn + (1 << order)):
         if residence[page] == NEVER_TOUCHED or residence[page] == RETURNED:
+            returned += residence[page] == RETURNED
             residence[page] = INSTALLED
             pages += 1
-    return pages
+    return pages, returned
 
 
 @kernel
@@ -97,7 +100,9 @@ def end_ask(zone, index):  # type: ignore[no-untyped-def]
     order = ctl_of(zone)[ask + A_ORDER]
     if ctl_of(zone)[ask + A_STATE] == ANSWERED:
         ctl_of(zone)[W_INSTALLS] += 1
-        ctl_of(zone)[W_INSTALLED_PAGES] += mark_installed(zone, pfn, order)
+        pages, returned = mark_installed(zone, pfn, order)
+        ctl_of(zone)[W_INSTALLED_PAGES] += pages
+        ctl_of(zone)[W_REINSTALLED_PAGES] += returned
     else:
         ctl_of(zone)[W_ASKS_WITHDRAWN] += 1
         ctl_of(zone)[W_ASKING] = 0

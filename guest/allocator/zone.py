@@ -103,6 +103,7 @@ class ZoneStatistics:
     repairs: int
     installs: int
     installed_pages: int
+    reinstalled_pages: int
     install_wait_ns: int
     asks_withdrawn: int
 
@@ -355,6 +356,7 @@ class Zone:
                 "repairs",
                 "installs",
                 "installed_pages",
+                "reinstalled_pages",
                 "install_wait_ns",
                 "asks_withdrawn",
             )

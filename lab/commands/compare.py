@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from common.cli import EXIT_OK
 from common.errors import InvariantViolation
 from common.options import Settings, add_flags, load, option, switch
 from common.output import check_output, write_json
-from common.settings import WORKLOADS, DemoSettings
-from lab.commands.flags import add_run_flags, comma_list, read_rivals, read_run, whole_number
+from common.settings import WORKLOADS
+from lab.commands.flags import (
+    COSTS_HELP,
+    add_run_flags,
+    as_elsewhere,
+    comma_list,
+    read_rivals,
+    read_run,
+    text,
+    whole_number,
+)
 from lab.experiment.compare import OFF, Engine, Execute, Plan, make_plan
 from lab.experiment.spec import Mode
 
@@ -22,16 +32,6 @@ if TYPE_CHECKING:
     from lab.experiment.comparison import Comparison
 
 __all__ = ["CompareSettings", "add_arguments", "describe", "read", "run", "run_comparison"]
-
-
-def _as_elsewhere(name: str) -> Any:
-    """A field with the description that the other commands have for it."""
-    described = next(setting for setting in fields(DemoSettings) if setting.name == name)
-    return field(default=described.default, metadata=described.metadata)
-
-
-def _text(flag: str, default: str, help: str, allowed: str) -> Any:  # noqa: A002  argparse's word
-    return option(flag, default, help=help, allowed=allowed, parse=str, check=lambda value: "\0" not in value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class CompareSettings(Settings):
         help="what the vCPUs do",
         **comma_list(tuple(name for name in WORKLOADS if name != "none")),
     )
-    policies: str = _text(
+    policies: str = text(
         "policies",
         f"boundary,{OFF}",
         "what is compared; the first is what the others are tested against, and a policy's own settings follow it "
@@ -59,17 +59,17 @@ class CompareSettings(Settings):
     )
     live: bool = switch("live", default=False, help="live runs only; without this and --virtual, both")
     virtual: bool = switch("virtual", default=False, help="runs in virtual time only")
-    engine: str = _text(
+    engine: str = text(
         "engine",
         "processes",
         "where runs in virtual time go; live runs are one at a time, here",
         "processes, processes:N, inline, or dask://HOST:PORT",
     )
-    costs: str = _text("costs", "", "costs of virtual time, as calibrate wrote them", "a path of a JSON file")
-    out: str = _text("out", "", "keep settings, command, environment, results and series there", "a folder path")
-    json: str = _as_elsewhere("json")
-    force: bool = _as_elsewhere("force")
-    quiet: bool = _as_elsewhere("quiet")
+    costs: str = text("costs", "", COSTS_HELP, "a path of a JSON file")
+    out: str = text("out", "", "keep settings, command, environment, results and series there", "a folder path")
+    json: str = as_elsewhere("json")
+    force: bool = as_elsewhere("force")
+    quiet: bool = as_elsewhere("quiet")
 
     @property
     def modes(self) -> tuple[Mode, ...]:
@@ -93,6 +93,8 @@ def read(namespace: argparse.Namespace) -> tuple[CompareSettings, Plan]:
     """
     settings = load(CompareSettings, namespace)
     rivals = read_rivals(settings.policies, virtual_only=settings.modes == ("virtual",))
+    if namespace.cores is None and settings.modes == ("live", "virtual"):
+        namespace.cores = str(len(os.sched_getaffinity(0)))  # those that the live runs have
     base = read_run(namespace)
     plan = make_plan(rivals, base, workloads=settings.workload, repeat=settings.repeat, modes=settings.modes)
     return settings, plan
@@ -104,10 +106,10 @@ def run(namespace: argparse.Namespace) -> int:
     if settings.json:
         check_output(settings.json, force=settings.force)
     from lab.experiment.engines import check_address, open_engine
-    from lab.experiment.execute import execute
+    from lab.experiment.execute import execute, load_costs
 
     check_address(settings.engine)
-    costs = _costs(settings.costs) if "virtual" in plan.modes else None
+    costs = load_costs(settings.costs) if "virtual" in plan.modes else None
     return run_comparison(settings, plan, namespace.command_line, costs=costs, execute=execute, open_engine=open_engine)
 
 
@@ -181,17 +183,6 @@ def describe(settings: CompareSettings, plan: Plan) -> dict[str, Any]:
         "repeat": settings.repeat,
         "runs": [spec.as_dict() for spec in plan.specs],
     }
-
-
-def _costs(path: str) -> dict[str, Any]:
-    """The costs of virtual time in ``path``, or those that ``calibrate`` left for this machine if it is empty.
-
-    Raises:
-        UsageError: there are none.
-    """
-    from lab.virtual.costs import Costs
-
-    return Costs.load(path or None).as_dict()
 
 
 def _exit_code(comparison: Comparison) -> int:

@@ -4,18 +4,41 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from common.errors import UsageError
 from common.options import Option, Settings, add_flag, option, option_of
 from common.settings import POLICIES, DemoSettings, GuestSettings
 from lab.experiment.compare import Rival
-from lab.experiment.spec import RunSpec
+from lab.experiment.spec import ORACLE, RunSpec
 
-__all__ = ["RUN_OPTIONS", "VIRTUAL_ONLY", "add_run_flags", "comma_list", "read_rivals", "read_run", "whole_number"]
+__all__ = [
+    "COSTS_HELP",
+    "RUN_OPTIONS",
+    "VIRTUAL_ONLY",
+    "add_run_flags",
+    "as_elsewhere",
+    "comma_list",
+    "read_rivals",
+    "read_run",
+    "text",
+    "whole_number",
+]
 
-VIRTUAL_ONLY = ("oracle",)  # it knows the future, which no process does
+VIRTUAL_ONLY = (ORACLE,)  # it knows the future, which no process does
+COSTS_HELP = "costs of virtual time, as calibrate wrote them; this machine's, measured if they never were"
+
+
+def as_elsewhere(name: str) -> Any:
+    """A field with the description that the demo has for it."""
+    described = next(setting for setting in fields(DemoSettings) if setting.name == name)
+    return field(default=described.default, metadata=described.metadata)
+
+
+def text(flag: str, default: str, help: str, allowed: str) -> Any:  # noqa: A002  argparse's word
+    """A field that takes any text without a NUL: paths, addresses."""
+    return option(flag, default, help=help, allowed=allowed, parse=str, check=lambda value: "\0" not in value)
 
 
 def whole_number(low: int, high: int) -> dict[str, Any]:
@@ -34,7 +57,10 @@ class _OnlyHere(Settings):
     """Settings of a run that a guest alone does not have."""
 
     cores: int = option(
-        "cores", "2", help="processors of virtual time; a live run has the machine's", **whole_number(1, 256)
+        "cores",
+        "2",
+        help="processors of virtual time; a live run has the machine's, and where both are compared so has this",
+        **whole_number(1, 256),
     )
 
 

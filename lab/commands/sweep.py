@@ -4,44 +4,33 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass
 
 from common.errors import UsageError
-from common.options import Settings, add_flags, load, option, switch
+from common.options import Settings, add_flags, load, switch
 from common.output import check_output
-from common.settings import DemoSettings
+from lab.commands.flags import COSTS_HELP, as_elsewhere, text
 
 __all__ = ["SweepSettings", "add_arguments", "read", "run"]
-
-
-def _as_elsewhere(name: str) -> Any:
-    """A field with the description that the other commands have for it."""
-    described = next(setting for setting in fields(DemoSettings) if setting.name == name)
-    return field(default=described.default, metadata=described.metadata)
-
-
-def _text(flag: str, default: str, help: str, allowed: str) -> Any:  # noqa: A002  argparse's word
-    return option(flag, default, help=help, allowed=allowed, parse=str, check=lambda value: "\0" not in value)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepSettings(Settings):
     """What is swept, where it runs and where it goes. The runs' own settings are in the grid file."""
 
-    grid: str = _text("grid", "", "lists of settings, one run for each combination", "a path of a TOML file")
-    out: str = _text("out", "", "keep everything there; the same sweep goes on in it", "a folder path")
-    engine: str = _text(
+    grid: str = text("grid", "", "lists of settings, one run for each combination", "a path of a TOML file")
+    out: str = text("out", "", "keep everything there; the same sweep goes on in it", "a folder path")
+    engine: str = text(
         "engine",
         "",
         "where the runs take place; if not given, processes, and inline with --live",
         "inline, processes, processes:N, or dask://HOST:PORT",
     )
     live: bool = switch("live", default=False, help="run the real processes, one run at a time")
-    costs: str = _text("costs", "", "costs of virtual time, as calibrate wrote them", "a path of a JSON file")
-    json: str = _as_elsewhere("json")
+    costs: str = text("costs", "", COSTS_HELP, "a path of a JSON file")
+    json: str = as_elsewhere("json")
     force: bool = switch("force", default=False, help="overwrite files that exist, and another sweep in the folder")
-    quiet: bool = _as_elsewhere("quiet")
+    quiet: bool = as_elsewhere("quiet")
 
     @property
     def address(self) -> str:
@@ -76,8 +65,8 @@ def read(namespace: argparse.Namespace) -> SweepSettings:
 def run(namespace: argparse.Namespace) -> int:
     """Sweep; the exit code."""
     settings = read(namespace)
-    from lab.experiment.execute import execute
-    from lab.experiment.sweep import load_costs, run_sweep
+    from lab.experiment.execute import execute, load_costs
+    from lab.experiment.sweep import run_sweep
 
     costs = None if settings.live else load_costs(settings.costs)
     command = getattr(namespace, "command_line", None) or list(sys.orig_argv)

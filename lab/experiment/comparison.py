@@ -40,6 +40,7 @@ TESTED = (
     "t99_s",
     "refaults",
     "stayed_bytes",
+    "zeroing_skipped_pages",
     "reports",
     "duplicates",
     "hold_p50_ns",

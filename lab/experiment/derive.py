@@ -22,7 +22,7 @@ Array = npt.NDArray[np.float64]
 Span = tuple[float, float]
 
 
-def throughput(operations: Sequence[int], busy_ns: Sequence[int]) -> float | None:
+def throughput(operations: Sequence[int], busy_ns: Sequence[float]) -> float | None:
     """Page operations a second of one guest while all its vCPUs work; None if none of them ever did.
 
     ``sum(operations) / sum(busy time) * vCPUs``: one entry a vCPU in both, ``operations`` pages allocated plus pages
@@ -30,7 +30,7 @@ def throughput(operations: Sequence[int], busy_ns: Sequence[int]) -> float | Non
     at the very end, so the figure does not depend on how long a workload idles.
     """
     total_ns = sum(busy_ns)
-    if not total_ns:
+    if total_ns <= 0:
         return None
     return sum(operations) * 1e9 / total_ns * len(busy_ns)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from common.errors import UsageError
 from lab.experiment.spec import RunSpec
 
-__all__ = ["execute"]
+__all__ = ["execute", "load_costs"]
 
 
 def execute(payload: dict[str, Any]) -> dict[str, Any]:
@@ -34,3 +35,22 @@ def execute(payload: dict[str, Any]) -> dict[str, Any]:
     if costs is None:
         raise UsageError("costs: none; virtual time needs those of a machine: python -m lab calibrate")
     return run_virtual(spec, Costs.from_dict(costs)).as_dict()
+
+
+def load_costs(path: str) -> dict[str, Any]:
+    """The costs of virtual time in ``path``, or this machine's if it is empty: measured now if they never were.
+
+    What is measured is kept where ``Costs.load`` looks; one line on standard error says so.
+
+    Raises:
+        UsageError: a file that holds no such costs. LabError, MachineError: the measurement failed.
+    """
+    from lab.virtual.costs import Costs, default_path
+
+    if not path and not default_path().exists():
+        from lab.commands.calibrate import ROUNDS, calibrate_to
+
+        if sys.stderr is not None:
+            sys.stderr.write("measuring what things cost on this machine (once, some 15 s)\n")
+        return calibrate_to(str(default_path()), ROUNDS, force=False).costs.as_dict()
+    return Costs.load(path or None).as_dict()

@@ -34,22 +34,26 @@ METRICS = {
         # Pages allocated plus pages freed, over the time in which the vCPUs were not pausing of their own will.
         Metric("page_ops_per_s", "page operations a second", "1/s", 1),
         Metric("job_s", "time to do the work", "s", -1),  # with work_pages only
-        Metric("gib_min", "footprint", "GiB·min", -1),  # integral of resident memory over the run
+        Metric("gib_min", "footprint", "GiB·min", -1),  # integral of resident memory until the end of the work
         Metric("peak_bytes", "peak footprint", "bytes", -1),
         # From the moment when all vCPUs are idle or done (an episode) until so much of what is free and was resident
-        # then is given back; median over the episodes of a run. None: not reached in any.
+        # then is given back; median over the episodes of a run. None: not reached in most of them.
         Metric("t50_s", "50 % returned after", "s", -1),
         Metric("t90_s", "90 % returned after", "s", -1),
         Metric("t99_s", "99 % returned after", "s", -1),
         Metric("returned_bytes", "returned", "bytes", 1),
         Metric("stayed_bytes", "stayed returned", "bytes", 1),  # returned less what was faulted in again, at the end
+        # Pages that were given back and had to come back: by a fault of whoever touched them, or populated by the host
+        # because an allocation asked for them (shared). First touches likewise.
         Metric("refaults", "refaults", "pages", -1),
         Metric("first_touches", "first touches", "pages", 0),
+        Metric("zeroing_skipped_pages", "pages not cleared again", "pages", 1),  # the host proved them zero (Z1)
         Metric("reports", "reports", "", -1),
         Metric("reported_blocks", "blocks reported", "", -1),
         Metric("duplicates", "duplicate blocks", "", -1),  # reported again with no use in between
         Metric("runs", "reporting runs", "", -1),
-        Metric("hold_p50_ns", "lock held, p50", "ns", -1),  # pulls and put-backs together
+        # Pulls and put-backs together; of these and of the nodes None when nothing was ever pulled.
+        Metric("hold_p50_ns", "lock held, p50", "ns", -1),
         Metric("hold_p99_ns", "lock held, p99", "ns", -1),
         Metric("hold_max_ns", "lock held, longest", "ns", -1),
         Metric("nodes_hold_max", "list nodes under one hold, most", "", -1),

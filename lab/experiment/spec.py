@@ -13,9 +13,10 @@ from typing import Any, Literal, Self
 
 from common.errors import UsageError
 
-__all__ = ["Mode", "RunSpec"]
+__all__ = ["ORACLE", "Mode", "RunSpec"]
 
 Mode = Literal["virtual", "live"]
+ORACLE = "oracle"  # the policy that knows the future: in virtual time only
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +24,8 @@ class RunSpec:
     """One run of one guest and its host. Sizes in bytes, durations in ns.
 
     Attributes:
-        capacity, delay_ns, high_water_mark: None means that of the policy.
+        capacity, delay_ns, high_water_mark: None means that of the policy. Of ``hint`` and ``shared`` the delay is the
+            host's period, see ``lab.hosts``.
         cores: processors that vCPUs, reporter and host share, in virtual time; a live run has those of the machine.
         duration_ns: how long the workload runs; afterwards it frees all it holds and the guest settles.
         work_pages: stop once that many page operations are done, however long it takes (a job); 0: run for the

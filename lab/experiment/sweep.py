@@ -22,24 +22,13 @@ if TYPE_CHECKING:
     from lab.experiment.statistics import Summary
     from lab.report.front import Front
 
-__all__ = ["PICTURE", "load_costs", "print_fronts", "run_sweep"]
+__all__ = ["PICTURE", "print_fronts", "run_sweep"]
 
 PICTURE = "pareto.png"
 _REPEAT = 1  # a grid varies the seed instead
 _MOST_ROWS = 40
 
 Execute = Callable[[dict[str, Any]], dict[str, Any]]
-
-
-def load_costs(path: str) -> dict[str, Any]:
-    """The costs of virtual time in ``path``, or those that ``calibrate`` left for this machine if it is empty.
-
-    Raises:
-        UsageError: there are none.
-    """
-    from lab.virtual.costs import Costs
-
-    return (Costs.load(path) if path else Costs.load()).as_dict()
 
 
 def run_sweep(

@@ -11,12 +11,14 @@ from common.geometry import PAGE_BYTES
 from lab.experiment import derive
 from lab.experiment.metrics import METRICS, SERIES, RunResult
 from lab.experiment.spec import RunSpec
+from lab.hosts import HOST_DRIVEN
 from lab.outcome import Account, RunOutcome
 from lab.result import account_checks
 
 __all__ = ["episodes_of", "metrics_of", "result_of", "series_of"]
 
 Series = dict[str, npt.NDArray[np.float64]]
+_NEVER = {"count": 0}  # a histogram of nothing
 
 
 def result_of(spec: RunSpec, outcome: RunOutcome) -> RunResult:
@@ -68,10 +70,17 @@ def episodes_of(guest: Account) -> list[derive.Span]:
 def metrics_of(spec: RunSpec, host: Account, guest: Account, series: Series) -> dict[str, float | None]:
     """Every one of ``METRICS``.
 
-    None where there was no job, no hold, no pulled block, no allocation while reporting, or a share was not reached.
+    None where there was no job, no pulled block, no allocation while reporting, or a share was not reached.
     """
     heard = host["host"]
-    holds, allocations = guest["lock_hold_ns"]["all"], guest["alloc_reporting_ns"]
+    # A host that claims blocks itself holds the guest's lock; otherwise the guest's reporter does.
+    holder = host["guests"][0] if spec.policy in HOST_DRIVEN else guest
+    pulled = guest["pulled_blocks"]
+    holds = holder["lock_hold_ns"]["all"] if pulled else _NEVER
+    allocations = guest["alloc_reporting_ns"]
+    # What the host populated for an allocation had been given back, or was never there: like what a touch finds.
+    refaults = guest["refaults"] + guest["reinstalled_bytes"] // PAGE_BYTES
+    first_touches = guest["first_touches"] + (guest["installed_bytes"] - guest["reinstalled_bytes"]) // PAGE_BYTES
     times = derive.times_to_return(
         series["t_s"], series["resident_bytes"], series["allocated_bytes"], episodes_of(guest)
     )
@@ -84,13 +93,15 @@ def metrics_of(spec: RunSpec, host: Account, guest: Account, series: Series) -> 
         "gib_min": derive.gib_min(series["t_s"], series["resident_bytes"], end_s),
         "peak_bytes": guest["peak_resident_bytes"],
         **dict(zip(("t50_s", "t90_s", "t99_s"), times, strict=True)),
-        "stayed_bytes": derive.stayed_bytes(guest["returned_bytes"], guest["refaults"] * PAGE_BYTES),
-        **{name: guest[name] for name in ("returned_bytes", "refaults", "first_touches", "runs", "violations")},
+        "stayed_bytes": derive.stayed_bytes(guest["returned_bytes"], refaults * PAGE_BYTES),
+        "refaults": refaults,
+        "first_touches": first_touches,
+        **{name: guest[name] for name in ("returned_bytes", "runs", "violations", "zeroing_skipped_pages")},
         "reports": heard["reports"],
         "reported_blocks": heard["blocks"],
         "duplicates": heard["duplicates"],
-        "nodes_hold_max": guest["nodes_hold_max"],
-        "nodes_per_block": guest["nodes_visited"] / guest["pulled_blocks"] if guest["pulled_blocks"] else None,
+        "nodes_hold_max": guest["nodes_hold_max"] if pulled else None,
+        "nodes_per_block": guest["nodes_visited"] / pulled if pulled else None,
         **_percentiles("hold", holds, ("p50", "p99", "max")),
         **_percentiles("alloc", allocations, ("p50", "p99", "p999")),
         "guest_cpu_s": guest["cpu_s"],

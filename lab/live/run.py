@@ -7,31 +7,28 @@ import secrets
 import signal
 import tempfile
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 from common.errors import InvariantViolation, LabError, MachineError, UsageError
-from common.settings import GuestSettings, HostSettings
+from common.settings import GuestSettings
 from lab.children import Children, Interrupts
 from lab.experiment.metrics import RunResult
-from lab.experiment.spec import RunSpec
+from lab.experiment.spec import ORACLE, RunSpec
 from lab.flags import flags_of
+from lab.hosts import host_period_ns, host_process
 from lab.live.account import result_of
 from lab.orchestrate import LabPlan, ProcessPlan, run_lab, warm_up
 from lab.outcome import ProcessEnd, RunOutcome
 from lab.summary import failure_text
 from lab.view import SilentView
 
-__all__ = ["ARRANGEMENTS", "Arrangement", "host_and_guest", "run_live"]
+__all__ = ["host_and_guest", "run_live"]
 
 _GUEST = "guest-1"
 _WARM_UP = ("-m", "guest", "--warm-up")
 _LONGEST_JOB_S = 3600.0  # a job has no duration; whoever still works then is stopped
 _START_LIMIT_S = 120.0  # beyond the work: many runs may start at once
 _ERRORS = {error.exit_code: error for error in (LabError, UsageError, MachineError, InvariantViolation)}
-
-Arrangement = Callable[[RunSpec, str, Path], LabPlan]
-"""Which processes a run needs: from a specification, a lab's name and a folder for the accounts."""
 
 
 def run_live(spec: RunSpec) -> RunResult:
@@ -49,17 +46,18 @@ def run_live(spec: RunSpec) -> RunResult:
     """
     if spec.mode != "live":
         raise UsageError(f"mode: {spec.mode!r}; a run with real processes is 'live'")
+    if spec.policy == ORACLE:
+        raise UsageError(f"policy: {ORACLE!r} knows the future and exists in virtual time only; run it there")
     _kernels.make_ready()
     lab = f"live-{os.getpid()}-{secrets.token_hex(4)}"
     with tempfile.TemporaryDirectory(prefix="fpr-live-") as folder:
-        arrange = ARRANGEMENTS.get(spec.policy, host_and_guest)
-        outcome = run_lab(arrange(spec, lab, Path(folder)), SilentView())
+        outcome = run_lab(host_and_guest(spec, lab, Path(folder)), SilentView())
     _check(outcome)
     return result_of(spec, outcome)
 
 
 def host_and_guest(spec: RunSpec, lab: str, folder: Path) -> LabPlan:
-    """The arrangement of every policy that reports through the queues: one host, one guest.
+    """What a run needs: one host of the kind that its policy asks for, and one guest; accounts go to ``folder``.
 
     Raises:
         UsageError: no such policy.
@@ -71,21 +69,17 @@ def host_and_guest(spec: RunSpec, lab: str, folder: Path) -> LabPlan:
         memory_bytes=spec.memory,
         duration_s=duration_s,
         warm_up=(),
-        host=_host(spec, lab, folder),
+        host=host_process(
+            spec.policy,
+            lab,
+            folder / "host.json",
+            delay_ns=spec.delay_ns,
+            inhibit_discard=spec.inhibit_discard,
+        ),
         guests=(_guest(spec, lab, folder),),
         watched=False,  # the guest records its own memory; a watcher would take its processors
         start_limit_s=_START_LIMIT_S,
     )
-
-
-# Policies that need other processes than a host and a guest, by name.
-ARRANGEMENTS: dict[str, Arrangement] = {}
-
-
-def _host(spec: RunSpec, lab: str, folder: Path) -> ProcessPlan:
-    account = folder / "host.json"
-    values = {"name": lab, "json": str(account), "quiet": True, "inhibit_discard": spec.inhibit_discard}
-    return ProcessPlan("host", ("-m", "host", *flags_of(HostSettings, values)), account)
 
 
 def _guest(spec: RunSpec, lab: str, folder: Path) -> ProcessPlan:
@@ -98,10 +92,10 @@ def _guest(spec: RunSpec, lab: str, folder: Path) -> ProcessPlan:
         "quiet": True,
         "capacity": _capacity(spec),
         "duration_s": None if spec.work_pages else spec.duration_ns / 1e9,
-        "host_zeroed": None,
     }
-    zeroed = ("--host-zeroed",) if spec.host_zeroed else ()
-    return ProcessPlan(_GUEST, ("-m", "guest", *flags_of(GuestSettings, values | own), *zeroed), account)
+    if host_period_ns(spec.policy, spec.delay_ns) is not None:
+        own["delay_ns"] = None  # the host's
+    return ProcessPlan(_GUEST, ("-m", "guest", *flags_of(GuestSettings, values | own)), account)
 
 
 def _capacity(spec: RunSpec) -> int:

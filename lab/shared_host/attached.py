@@ -298,5 +298,6 @@ class AttachedGuest:
             "lock_hold_ns": {
                 "pull": percentiles(self._cycle.pull_holds).as_dict(),
                 "put_back": percentiles(self._cycle.put_back_holds).as_dict(),
+                "all": percentiles(self._cycle.pull_holds, self._cycle.put_back_holds).as_dict(),
             },
         }

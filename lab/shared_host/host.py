@@ -48,6 +48,7 @@ class SharedHost:
         self._stopping = False
         self._error: BaseException | None = None
         self._started_s = time.monotonic()
+        self._cpu_before_s = time.process_time()
         self._proof_name = best_proof().name
 
     def __enter__(self) -> Self:
@@ -66,6 +67,7 @@ class SharedHost:
         while not self._stopping and (end is None or time.monotonic() < end):
             self.look()
             self._sleep(end)
+        self._drop_gone()  # whoever ended before we were told to stop has left, and its account says so
         for guest in self._served.values():
             guest.detach(died=False)
         if self._error is not None:
@@ -74,13 +76,16 @@ class SharedHost:
 
     def look(self) -> None:
         """Drop guests that are gone, serve those that are new."""
+        self._drop_gone()
+        for name in guests_in_shm(self.lab, os.listdir(SHM_DIR)):
+            if name not in self._served:
+                self._try_to_serve(name)
+
+    def _drop_gone(self) -> None:
         for name, guest in list(self._served.items()):
             if _ended(guest.pidfd):
                 guest.detach(died=True)
                 self._gone.append(self._served.pop(name))
-        for name in guests_in_shm(self.lab, os.listdir(SHM_DIR)):
-            if name not in self._served:
-                self._try_to_serve(name)
 
     def _try_to_serve(self, name: str) -> None:
         try:
@@ -129,6 +134,7 @@ class SharedHost:
                 "guests_seen": len(guests),
                 "guests_lost": sum(entry["state"] == "lost" for entry in entries),
                 "guests_refused": dict(self._refused),
+                "cpu_s": time.process_time() - self._cpu_before_s,
             },
             "guests": entries,
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import median
@@ -71,13 +72,15 @@ class Episodes:
             self._times[self._open.pop(0)].append(now - self._since)
 
     def end(self) -> None:
-        """Somebody works again: what was not reached is not."""
+        """Somebody works again, or all is over: what was not reached is infinitely far."""
+        for share in self._open:
+            self._times[share].append(math.inf)
         self._open = []
 
     def seconds(self, share: float) -> float | None:
-        """Median over the episodes that reached ``share``; None when none did."""
-        times = self._times[share]
-        return median(times) / 1e9 if times else None
+        """Median over the episodes; None when most did not reach ``share`` (as ``derive.times_to_return``)."""
+        middle = median(self._times[share] or [math.inf])
+        return None if math.isinf(middle) else middle / 1e9
 
 
 class Latencies:
@@ -121,7 +124,6 @@ class Books:
     episodes: Episodes = field(default_factory=Episodes)
     latencies: Latencies = field(default_factory=Latencies)
     holds: npt.NDArray[np.int64] = field(default_factory=new_histogram)
-    most_nodes: int = 0
     reports: int = 0
     blocks: int = 0
     duplicates: int = 0
@@ -144,10 +146,9 @@ class Books:
         self.resident = pages
         self.peak = max(self.peak, pages)
 
-    def hold(self, duration_ns: float, nodes: int) -> None:
-        """The zone lock was held, and ``nodes`` list nodes were visited under it."""
+    def hold(self, duration_ns: float) -> None:
+        """The zone lock was held for reporting."""
         record(self.holds, round(duration_ns))
-        self.most_nodes = max(self.most_nodes, nodes)
 
     @staticmethod
     def gib_minutes(page_ns: float) -> float:

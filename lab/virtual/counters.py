@@ -8,20 +8,21 @@ from __future__ import annotations
 import ctypes
 from typing import NamedTuple
 
-from common import layout
 from common.geometry import N_ORDERS
 from common.layout import (
     C_ALLOCATIONS,
     C_COUNT,
     C_FIRST_TOUCHES,
+    C_ZEROING_SKIPPED,
     CPU_WORDS,
     HEADER_WORDS,
     W_ACTIVE,
     W_ALLOCATIONS,
     W_FAILED_ALLOCATIONS,
     W_FREES,
-    W_IN_FLIGHT_BLOCKS,
-    W_IN_FLIGHT_PAGES,
+    W_HELD_BLOCKS,
+    W_INSTALLED_PAGES,
+    W_INSTALLS,
     W_NODES_VISITED,
     W_PULLED_BLOCKS,
     W_REPORTED,
@@ -30,12 +31,7 @@ from common.layout import (
 )
 from guest.allocator.zone import Zone
 
-__all__ = ["TRACKS_ZEROED", "SlotCounts", "ZoneWords"]
-
-# Word of a slot that counts the pages which it handed out and which the host had proved zero (Z1-Z4), in builds whose
-# allocator keeps track of them.
-_C_ZEROED_PAGES: int | None = getattr(layout, "C_ZEROED_PAGES", None)
-TRACKS_ZEROED = _C_ZEROED_PAGES is not None
+__all__ = ["SlotCounts", "ZoneWords"]
 
 _SLOT_WORDS = C_FIRST_TOUCHES - C_ALLOCATIONS + 1
 
@@ -53,6 +49,8 @@ class SlotCounts(NamedTuple):
     zone_frees: int
     failures: int
     zeroed_pages: int
+    installs: int
+    installed_pages: int
 
 
 class ZoneWords:
@@ -79,7 +77,9 @@ class ZoneWords:
             words[W_ALLOCATIONS],
             words[W_FREES],
             words[W_FAILED_ALLOCATIONS],
-            0 if _C_ZEROED_PAGES is None else words[HEADER_WORDS + cpu * CPU_WORDS + _C_ZEROED_PAGES],
+            words[HEADER_WORDS + cpu * CPU_WORDS + C_ZEROING_SKIPPED],
+            words[W_INSTALLS],
+            words[W_INSTALLED_PAGES],
         )
 
     def listed_pages(self, cpu: int) -> int:
@@ -107,9 +107,9 @@ class ZoneWords:
         return self._words[W_PULLED_BLOCKS]
 
     @property
-    def in_flight(self) -> tuple[int, int]:
-        """Blocks and pages that are out."""
-        return self._words[W_IN_FLIGHT_BLOCKS], self._words[W_IN_FLIGHT_PAGES]
+    def held_blocks(self) -> int:
+        """Blocks that a policy keeps out of the allocator."""
+        return self._words[W_HELD_BLOCKS]
 
     @property
     def returned_pages(self) -> int:

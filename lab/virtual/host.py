@@ -29,6 +29,22 @@ class VirtualHost:
 
         world.clock.at(world.clock.now + costs.message_wait_ns / 2, wake)
 
+    def install(self, blocks: int, pages: int, populated: Callable[[], None]) -> None:
+        """Populate what an allocation asks for, ``pages`` in ``blocks``: two wake-ups a block, and a fault a page.
+
+        What asking takes of either side's processor besides is small against the wake-ups and counts for nothing.
+        """
+        world, costs = self._world, self._world.costs
+        wait_ns = blocks * costs.message_wait_ns / 2
+
+        def done() -> None:
+            world.clock.at(world.clock.now + wait_ns, populated)
+
+        def wake() -> None:
+            world.clock.work(self.cpu_ns, pages * costs.fault_ns, done)
+
+        world.clock.at(world.clock.now + wait_ns, wake)
+
     def discard(self, survey: Survey, then: Callable[[], None]) -> None:
         """Punch and prove each range; with discards inhibited, nothing."""
         world, costs = self._world, self._world.costs

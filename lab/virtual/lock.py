@@ -7,8 +7,8 @@ which acquisition, if any, of which vCPU falls into it:
 * The vCPU works on until that acquisition and then waits until the lock is released; the rest of its step moves by as
   much. It is found out when the lock is released, or when the step would have ended.
 * A vCPU whose step ends while the lock is held begins the next one at once when the hold is short: its own kernel call
-  comes after what the holder did. Under a hold over a whole run it waits, if its last step needed the lock: its next
-  acquisition can be no further away than the distance between two.
+  comes after what the holder did. Under a hold over a whole run it waits, since hardly a step goes without the lock;
+  the wait is that of the next step's first acquisition.
 
 At most one acquisition a vCPU waits for a hold; that one is counted with its wait among the latencies if it belongs to
 an allocation. vCPUs do not wait for each other here: their own holds are tens of ns long.

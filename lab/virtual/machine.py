@@ -12,21 +12,22 @@ from guest.allocator.zone import Zone, ZoneSettings
 from guest.reporting.cycle import Cycle, Outcome
 from guest.reporting.table import Policy, find_policy
 from guest.workloads.vcpu import BUDGET_PAGES, WorkloadSettings, check_workload
-from lab.experiment.spec import RunSpec
+from lab.experiment.spec import ORACLE, RunSpec
+from lab.hosts import check_host, host_period_ns
 from lab.virtual.account import Books
 from lab.virtual.clock import Clock
 from lab.virtual.costs import Costs
-from lab.virtual.counters import TRACKS_ZEROED, ZoneWords
+from lab.virtual.counters import ZoneWords
 from lab.virtual.host import VirtualHost
 from lab.virtual.lock import ZoneLock
 from lab.virtual.oracle import MAX_BUDGET_PAGES, Oracle
+from lab.virtual.populate import Populator
 from lab.virtual.reporter import VirtualReporter
 from lab.virtual.vcpu import VirtualCpu
 from lab.virtual.world import World
 
-__all__ = ["ORACLE", "VirtualMachine"]
+__all__ = ["VirtualMachine"]
 
-ORACLE = "oracle"
 _SPARE_SLOTS = 2  # as guest.machine
 _LONGEST_SETTLING_NS = 10e9  # as guest.machine
 _MARGIN_NS = 1e9
@@ -52,11 +53,12 @@ class VirtualMachine:
         check_workload(spec.workload)
         if min(spec.cores, spec.vcpus) < 1:
             raise UsageError(f"cores: {spec.cores}, vcpus: {spec.vcpus}; allowed is 1 and more")
-        if spec.host_zeroed and not TRACKS_ZEROED:
-            raise UsageError("host_zeroed: the allocator keeps no track of zeroed pages; leave it off")
+        check_host(spec.policy, inhibit_discard=spec.inhibit_discard)
         self.spec, self.costs = spec, costs
         policy = find_policy("off" if spec.policy == ORACLE else spec.policy)
-        self.delay_ns = policy.delay_ns if spec.delay_ns is None else spec.delay_ns
+        delay_ns = policy.delay_ns if spec.delay_ns is None else spec.delay_ns
+        period_ns = host_period_ns(spec.policy, spec.delay_ns)
+        self.delay_ns = delay_ns if period_ns is None else period_ns
         self.zone = Zone.private(self._zone_settings(policy))
         self.words = ZoneWords(self.zone)
         self.oracle = Oracle(self.zone.n_pages, costs) if spec.policy == ORACLE else None
@@ -76,13 +78,17 @@ class VirtualMachine:
         self.host = VirtualHost(self.world)
         self.reporter: VirtualReporter | None = None
         self.cycle: Cycle | None = None
+        self.populator: Populator | None = None
         if policy.name != "off":
             self.cycle = Cycle(self.zone, spec.policy, capacity=spec.capacity)
             self.reporter = VirtualReporter(self.world, self.cycle, self.host, delay_ns=self.delay_ns, outcome=outcome)
             entry.register_device(self.zone.address, os.getpid(), 0)
+            if policy.host_driven:
+                self.populator = Populator(self.zone)
         self.vcpus = self._build_vcpus()
         self.world.lock.waiters.extend(self.vcpus)
         self.work_ended: float | None = None
+        self.work_resident_ns = 0.0  # pages times ns, until the end of the work
         self.settled: float | None = None
 
     def _zone_settings(self, policy: Policy) -> ZoneSettings:
@@ -98,6 +104,7 @@ class VirtualMachine:
             min_order=spec.min_order,
             high_water_mark=policy.high_water_mark if spec.high_water_mark is None else spec.high_water_mark,
             trigger=policy.trigger,
+            host_zeroed=spec.host_zeroed,
         )
 
     def _budget_pages(self) -> int:
@@ -120,6 +127,7 @@ class VirtualMachine:
                     seed=spec.seed * 1000 + index,
                 ),
                 self.oracle,
+                self.host,
             )
             for index in range(spec.vcpus)
         ]
@@ -130,7 +138,7 @@ class VirtualMachine:
         """From the start of the workload until the guest has settled.
 
         Raises:
-            LabError: a job cannot get on.
+            LabError: a job cannot get on, or this machine is too busy to answer an ask.
         """
         clock = self.world.clock
         if self.reporter is not None:
@@ -147,6 +155,11 @@ class VirtualMachine:
                 progress = self._check_progress(*progress)
         self.settled = clock.now
         self.books.pass_time(clock.now)
+        self.books.episodes.end()
+        if self.reporter is not None:
+            self.reporter.stop()
+        if self.populator is not None:
+            self.populator.check()
 
     def stop_work(self) -> None:
         """The workload is over; the vCPUs free all they hold, each after its current step."""
@@ -155,6 +168,9 @@ class VirtualMachine:
             return
         world.stopping = True
         self.work_ended = world.clock.now
+        self.work_resident_ns = self.books.resident_ns
+        if self.oracle is not None:
+            self.work_resident_ns -= self.oracle.finish(world.clock.now)[1]
         for vcpu in self.vcpus:
             vcpu.stop()
 
@@ -171,11 +187,8 @@ class VirtualMachine:
             self.world.clock.at(now + patience, reporter.finish)
         if reporter.ending:
             return not reporter.running
-        if reporter.periodic:  # nobody asks for its runs: wait for one that saw all that was freed
-            done = bool(reporter.began_at) and reporter.began_at[-1] >= self.settled
-        else:
-            done = not self.words.requested
-        return done and not reporter.running
+        # Of a policy whose runs the host starts nothing is ever requested, and nobody waits for the next: as live.
+        return not self.words.requested and not reporter.running
 
     def _check_progress(self, operations: int, idle_events: int) -> tuple[int, int]:
         """Operations, and how many events have passed without any more.
@@ -205,9 +218,8 @@ class VirtualMachine:
         """What is wrong with the zone or the vCPUs' memory now that all is over."""
         found = [text for vcpu in self.vcpus if (text := vcpu.vcpu.complaint())]
         statistics = self.zone.statistics()
-        out = statistics.isolated_pages + statistics.in_flight_pages + statistics.pcp_pages
-        kept = bool(getattr(getattr(self.cycle, "policy", None), "keeps", False))
-        if statistics.free_pages + (statistics.in_flight_pages if kept else 0) != self.zone.n_pages:
+        out = self.zone.n_pages - statistics.free_pages
+        if statistics.free_pages != self.zone.n_pages:
             found.append(f"{statistics.free_pages} of {self.zone.n_pages} pages are free at the end, {out} elsewhere")
         try:
             self.zone.validate()
@@ -217,6 +229,8 @@ class VirtualMachine:
 
     def close(self) -> None:
         """Drop the zone."""
+        if self.populator is not None:
+            self.populator.close()
         if self.reporter is not None:
             entry.unregister_device(self.zone.address, os.getpid())
         del self.words, self.world.words

@@ -21,21 +21,35 @@ class Step:
         work_ns: all of it.
         locks, allocation_locks: acquisitions of the zone lock, and those of them in an allocation.
         allocations: (latency in ns, how many), fast ones first, those that take the lock last.
+        installs, installed_pages: blocks that a host populates while the vCPU waits, and their pages.
     """
 
     work_ns: float
     locks: int
     allocation_locks: int
     allocations: tuple[tuple[float, int], ...]
+    installs: int = 0
+    installed_pages: int = 0
 
 
 def price_step(
-    before: SlotCounts, after: SlotCounts, *, taken: int, freed: int, costs: Costs, batch: int, fault_factor: float
+    before: SlotCounts,
+    after: SlotCounts,
+    *,
+    taken: int,
+    freed: int,
+    taken_block_pages: int,
+    freed_block_pages: int,
+    costs: Costs,
+    batch: int,
+    fault_factor: float,
 ) -> Step:
     """Price the step between two looks at the counters.
 
     Args:
         taken, freed: pages allocated and freed in it.
+        taken_block_pages, freed_block_pages: of a block on average. Not that of this step alone: what a refill moves
+            goes by it, and must not depend on how many blocks a step has.
         batch: ``pcp_batch``.
         fault_factor: by how much a fault is slower just now.
     """
@@ -50,11 +64,9 @@ def price_step(
 
     refill_ns = drain_ns = 0.0
     if refills:
-        block_pages = max(1, taken // max(1, allocations + zone_allocations))
-        refill_ns = costs.lock_ns + max(batch // block_pages, 2) * costs.refill_block_ns
+        refill_ns = costs.lock_ns + max(batch // max(1, taken_block_pages), 2) * costs.refill_block_ns
     if drains:
-        block_pages = max(1, freed // max(1, frees + zone_frees))
-        drain_ns = costs.lock_ns + max(batch // block_pages, 1) * costs.drain_block_ns
+        drain_ns = costs.lock_ns + max(batch // max(1, freed_block_pages), 1) * costs.drain_block_ns
     zone_ns = zone_free_ns = 0.0
     if zone_allocations:
         low = batch == 0 and taken < _LOW_ORDER_PAGES * zone_allocations  # the lists serve the low orders otherwise
@@ -79,13 +91,22 @@ def price_step(
         + faults * costs.fault_ns * fault_factor
     )
     slow = min(refills, allocations)
+    installs, installed_pages = after.installs - before.installs, after.installed_pages - before.installed_pages
+    # Of those that look into the zone; without contention, as all of these.
+    asked = min(installs, zone_allocations)
+    slow_asked = min(installs - asked, slow)
+    wait_ns = costs.message_wait_ns + installed_pages / installs * costs.fault_ns if installs else 0.0
     return Step(
         work_ns=work,
         locks=refills + drains + zone_allocations + zone_frees,
         allocation_locks=refills + zone_allocations,
         allocations=(
             (costs.pcp_alloc_ns, allocations - slow),
-            (zone_ns, zone_allocations),
-            (costs.pcp_alloc_ns + refill_ns, slow),
+            (zone_ns, zone_allocations - asked),
+            (costs.pcp_alloc_ns + refill_ns, slow - slow_asked),
+            (zone_ns + wait_ns, asked),
+            (costs.pcp_alloc_ns + refill_ns + wait_ns, slow_asked),
         ),
+        installs=installs,
+        installed_pages=installed_pages,
     )

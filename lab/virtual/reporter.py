@@ -1,9 +1,10 @@
 """The reporter in virtual time: the cycle's own calls, each at its moment (mirrors ``guest.reporting.reporter``).
 
-What drives a run depends on the policy's row: a request and the delay (v9 and its kin); the host's word at every delay
-(``host_started``); or the host itself, on its own processor and without messages (``host_driven``). A policy that is
-``under_lock`` holds the zone lock from begin to end. A batch that a policy keeps is put back like any other as far as
-this is concerned: the cycle knows what becomes of it.
+What drives a run depends on the policy's row: a request and the delay (v9 and its kin); the host's word, from the start
+of one run to that of the next at least the delay (``host_started``); or a request, the delay, and then the host itself,
+on its own processor and without messages (``host_driven``). A policy that is ``under_lock`` holds the zone lock from
+begin to end. A policy that ``keeps`` its blocks lets go of them in the allocating path, at the end of a run that the
+host has started, and when all is over.
 
 A kernel call takes effect when its hold begins, and the hold lasts as long as its blocks and nodes cost.
 """
@@ -13,11 +14,14 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 
+import numpy as np
+
 from common.native import libc
+from common.statistics import new_histogram, record
 from guest.allocator import entry
-from guest.reporting.cycle import Batch, Cycle, Outcome
+from guest.reporting.cycle import RELEASE_BLOCKS, Answer, Batch, Cycle, Outcome
 from lab.virtual.host import VirtualHost
-from lab.virtual.survey import survey_batch
+from lab.virtual.survey import Survey, survey_batch
 from lab.virtual.world import World
 
 __all__ = ["VirtualReporter"]
@@ -26,13 +30,20 @@ __all__ = ["VirtualReporter"]
 _SHORTEST_BACKOFF_NS = 0.01e9
 _LONGEST_BACKOFF_NS = 10e9
 _DOUBLINGS = 10
+_ACCEPTED = frozenset({Outcome.DONE, Outcome.KEPT})
+_NOTHING = Survey(0, 0, 0)
 
 
 class VirtualReporter:
     """Drives ``cycle``.
 
     Args:
+        delay_ns: from a request to its run; of a policy whose runs the host starts the host's period, 0: one run.
         outcome: what becomes of report number n, from 0 on; None for what the specification says.
+
+    Attributes:
+        requested_at, began_at: ns, of each run when it was asked for, and when it began.
+        walk_waits: histogram of ns under the lock that were spent waiting for answers, one a walk.
     """
 
     def __init__(
@@ -44,37 +55,31 @@ class VirtualReporter:
         delay_ns: int,
         outcome: Callable[[int], Outcome] | None = None,
     ) -> None:
-        policy = cycle.policy
         self.cpu_ns = [0.0]
-        self.requested_at: list[float] = []  # of each run, and
-        self.began_at: list[float] = []  # when it began
+        self.requested_at: list[float] = []
+        self.began_at: list[float] = []
+        self.walk_waits = new_histogram()
         self.failed_runs = 0
         self.running = False
+        self.ending = False
         self._world, self._cycle, self._host = world, cycle, host
+        self._policy = cycle.policy
         self._delay_ns = delay_ns
         kept = Outcome.KEPT if world.spec.inhibit_discard else Outcome.DONE
         self._outcome = outcome or (lambda _number: kept)
-        self._under_lock = bool(getattr(policy, "under_lock", False))
-        self._host_started = bool(getattr(policy, "host_started", False))
-        self._host_driven = bool(getattr(policy, "host_driven", False))
-        self._owner = host.cpu_ns if self._host_driven else self.cpu_ns
+        self._owner = host.cpu_ns if self._policy.host_driven else self.cpu_ns
         self._asleep = True
-        self.ending = False
-        self._failed = False
+        self._last = Outcome.DONE  # of the last report
         self._failed_in_a_row = 0
-        self._run_nodes = 0
+        self._walked_ns = 0.0
         self._sent = 0
+        self._nodes = 0  # visited so far
         self._returned = 0
 
-    @property
-    def periodic(self) -> bool:
-        """Runs are begun by the host's clock and not by requests."""
-        return self._host_started or self._host_driven
-
     def begin(self) -> None:
-        """Start: look for the request of the registration, or wind the host's clock."""
-        if self.periodic:
-            self._world.clock.at(self._world.clock.now + self._delay_ns, self._tick)
+        """Start: look for the request of the registration, or let the host start its first run."""
+        if self._policy.host_started:
+            self._world.clock.at(self._world.clock.now, self._command)
         else:
             self.look()
 
@@ -82,12 +87,26 @@ class VirtualReporter:
         """No new run and no new batch; the one that is out is settled first."""
         self.ending = True
 
+    def stop(self) -> None:
+        """All is over: let go of what is held, as ``Reporter.stop`` does. No time passes."""
+        costs, held, holds = self._world.costs, self._world.words.held_blocks, self._put_backs()
+        self._cycle.release()
+        held -= self._world.words.held_blocks
+        for done in range(self._put_backs() - holds):
+            blocks = min(RELEASE_BLOCKS, held - done * RELEASE_BLOCKS)
+            self._world.books.hold(costs.put_back_ns + blocks * costs.put_back_block_ns)
+
+    @property
+    def under_lock(self) -> bool:
+        """The zone lock is held over whole runs."""
+        return self._policy.under_lock
+
     # -- what begins a run --------------------------------------------------------------------------------------------
 
     def look(self) -> None:
         """Wake up if a run is wanted and this thread sleeps."""
         world = self._world
-        if self.periodic or not self._asleep or not world.words.requested:
+        if self._policy.host_started or not self._asleep or not world.words.requested:
             return
         # SAFETY: the semaphore lies in the zone's mapped header.
         if libc.sem_trywait(ctypes.c_void_p(world.zone.work_address)):
@@ -103,20 +122,13 @@ class VirtualReporter:
         backoff_ns = max(self._delay_ns, _SHORTEST_BACKOFF_NS) * 2.0**self._failed_in_a_row
         return min(backoff_ns, max(self._delay_ns, _LONGEST_BACKOFF_NS))
 
-    def _tick(self) -> None:
-        """The host's clock: begin a run unless one is under way."""
+    def _command(self) -> None:
+        """The host starts a run, by a message."""
         world, costs = self._world, self._world.costs
         if self.ending:
             return
-        # A delay of 0 means: as soon as there is time.
-        world.clock.at(world.clock.now + max(float(self._delay_ns), costs.step_ns), self._tick)
-        if self.running:
-            return
         self.running = True
         self.requested_at.append(world.clock.now)
-        if self._host_driven:
-            self._begin_run()
-            return
 
         def arrive() -> None:
             world.clock.work(self.cpu_ns, costs.message_guest_ns / 2, self._begin_run)
@@ -133,13 +145,19 @@ class VirtualReporter:
         if self.ending:
             self.running = False
             return
+        now = world.clock.now
+        cooling_ns = self._cycle.cooling_ns(round(now))
+        if cooling_ns > 0:  # there may be pressure again until then
+            world.clock.at(now + cooling_ns, self._begin_run)
+            return
         self.running = world.reporting = True
-        self.began_at.append(world.clock.now)
-        self._failed = False
-        self._run_nodes = 0
+        self.began_at.append(now)
+        self._last = Outcome.DONE
+        self._walked_ns = 0.0
+        self._nodes = world.words.nodes_visited  # a walk looks ahead from its start to its first hand-over
         self._cycle.begin()
-        if self._under_lock:
-            world.lock.take(world.clock.now, long=True)
+        if self._policy.under_lock:
+            world.lock.take(now, long=True)
         world.clock.work(self._owner, world.costs.lock_ns, self._pull)
 
     def _pull(self) -> None:
@@ -147,50 +165,62 @@ class VirtualReporter:
         if self.ending:
             self._end_run()
             return
-        nodes, counted = world.words.nodes_visited, self._pulls()
+        nodes, counted = self._nodes, self._pulls()
         batch = self._cycle.pull()
-        nodes, holds = world.words.nodes_visited - nodes, self._pulls() - counted
+        self._nodes = world.words.nodes_visited
+        nodes, holds = self._nodes - nodes, self._pulls() - counted
+        then = self._finish_run if batch is None else lambda: self._report(batch)
+        if self._policy.under_lock:  # the blocks stay where they are: looking at them is all
+            self._walked_ns += nodes * costs.node_ns
+            world.clock.work(self._owner, nodes * costs.node_ns, then)
+            return
         blocks = 0 if batch is None else int(batch.pfns.size)
         work = holds * costs.pull_ns + blocks * costs.pull_block_ns + max(0, nodes - blocks) * costs.node_ns
-        then = self._end_run if batch is None else lambda: self._report(batch)
-        if holds:
-            self._hold(work / holds, -(-nodes // holds), holds, then)
-        else:
-            then()
+        self._hold(work / max(1, holds), holds, then)
 
     def _pulls(self) -> int:
         """Holds that the cycle's pulls have taken so far."""
         return int(self._cycle.pull_holds[:-1].sum())
 
+    def _put_backs(self) -> int:
+        """Holds that its put backs and its letting go of held blocks have taken so far."""
+        return int(self._cycle.put_back_holds[:-1].sum())
+
     def _report(self, batch: Batch) -> None:
         world, costs = self._world, self._world.costs
         survey = survey_batch(world.zone.address, batch)
         books = world.books
-        outcome = self._outcome(self._sent)
+        self._last = outcome = self._outcome(self._sent)
         self._sent += 1
-        if outcome in {Outcome.DONE, Outcome.KEPT}:
+        if outcome in _ACCEPTED:
             books.reports += 1
             books.blocks += int(batch.pfns.size)
             books.duplicates += survey.duplicates
-
-        def answered() -> None:
-            world.clock.work(self.cpu_ns, costs.message_guest_ns / 2, lambda: self._put_back(batch, outcome))
-
-        def send() -> None:
-            self._host.serve(survey, answered)
-
-        if self._host_driven:
+        if self._policy.host_driven:
             self._host.discard(survey, lambda: self._put_back(batch, outcome))
         else:
-            world.clock.work(self.cpu_ns, costs.batch_ns + costs.message_guest_ns / 2, send)
+            self._send(costs.batch_ns, survey, lambda: self._put_back(batch, outcome))
+
+    def _send(self, work_ns: float, survey: Survey, then: Callable[[], None]) -> None:
+        """A message to the host after ``work_ns`` of work, and its answer; ``then`` once that is read."""
+        world, costs = self._world, self._world.costs
+
+        def answered() -> None:
+            world.clock.work(self.cpu_ns, costs.message_guest_ns / 2, then)
+
+        world.clock.work(self.cpu_ns, work_ns + costs.message_guest_ns / 2, lambda: self._host.serve(survey, answered))
 
     def _put_back(self, batch: Batch, outcome: Outcome) -> None:
-        costs = self._world.costs
-        self._failed = outcome not in {Outcome.DONE, Outcome.KEPT}
-        self._cycle.put_back(batch, outcome)
+        costs, blocks = self._world.costs, int(batch.pfns.size)
+        answer: Outcome | Answer = outcome
+        if self._world.spec.host_zeroed and outcome is Outcome.DONE and not self._policy.host_driven:
+            answer = Answer(outcome, np.ones(blocks, dtype=np.bool_))  # what this host discards it has proved
+        self._cycle.put_back(batch, answer)
         self._note_returned()
-        work = costs.put_back_ns + int(batch.pfns.size) * costs.put_back_block_ns
-        self._hold(work, 0, 1, self._pull)
+        if self._policy.under_lock:
+            self._pull()
+        else:
+            self._hold(costs.put_back_ns + blocks * costs.put_back_block_ns, 1, self._pull)
 
     def _note_returned(self) -> None:
         """Pages may have been given back: the books follow."""
@@ -200,48 +230,58 @@ class VirtualReporter:
         self._returned = returned
         world.books.episodes.progress(world.clock.now, returned)
 
+    def _finish_run(self) -> None:
+        """Nothing is left to pull. A run that the host has started is over when the host says so."""
+        if self._policy.host_started:
+            self._send(0.0, _NOTHING, self._end_run)
+        else:
+            self._end_run()
+
     def _end_run(self) -> None:
         world, costs = self._world, self._world.costs
-        out = world.words.in_flight[0]
-        self._cycle.end(abandon=self._failed)
-        freed = max(0, out - world.words.in_flight[0])
-        if freed and not self._under_lock:  # blocks that were kept out go back under one hold
-            self._hold(costs.put_back_ns + freed * costs.put_back_block_ns, 0, 1, self._run_over)
+        held, holds = world.words.held_blocks, self._put_backs()
+        self._cycle.end(abandon=self._last not in _ACCEPTED)
+        held, holds = held - world.words.held_blocks, self._put_backs() - holds
+        if holds:
+            self._hold(costs.put_back_ns + held / holds * costs.put_back_block_ns, holds, self._ended)
         else:
-            world.clock.work(self._owner, costs.lock_ns, self._run_over)
+            self._ended()
+
+    def _ended(self) -> None:
+        self._world.clock.work(self._owner, self._world.costs.lock_ns, self._run_over)
 
     def _run_over(self) -> None:
         world = self._world
-        if self._under_lock:
-            world.books.hold(world.clock.now - world.lock.taken_at, self._run_nodes)
+        now = world.clock.now
+        if self._policy.under_lock:
+            held_ns = now - world.lock.taken_at
+            world.books.hold(held_ns)
+            record(self.walk_waits, round(max(0.0, held_ns - self._walked_ns)))
             world.lock.release()
         world.books.runs += 1
         self.running = world.reporting = False
         self._asleep = True
-        self._failed_in_a_row = min(self._failed_in_a_row + 1, _DOUBLINGS) if self._failed else 0
-        if self._failed:
-            self.failed_runs += 1
+        failed = self._last not in _ACCEPTED
+        again = failed and (self._policy.rearms or self._last is not Outcome.FAILED)
+        self.failed_runs += failed
+        self._failed_in_a_row = min(self._failed_in_a_row + 1, _DOUBLINGS) if again else 0
+        if again and not self._policy.host_started:
             entry.locked_request(world.zone.address)
+        if self._policy.host_started and self._delay_ns:
+            world.clock.at(self.requested_at[-1] + self._delay_ns, self._command)
         self.look()
 
-    def _hold(self, duration_ns: float, nodes: int, count: int, then: Callable[[], None]) -> None:
-        """Hold the lock ``count`` times in a row for ``duration_ns`` of work each, then go on with ``then``.
-
-        Inside a run that holds the lock anyway it is only work.
-        """
+    def _hold(self, duration_ns: float, count: int, then: Callable[[], None]) -> None:
+        """Hold the lock ``count`` times in a row for ``duration_ns`` of work each, then go on with ``then``."""
         world = self._world
-        if self._under_lock:
-            self._run_nodes += nodes * count
-            world.clock.work(self._owner, duration_ns * count, then)
+        if not count:
+            then()
             return
         world.lock.take(world.clock.now)
 
         def done() -> None:
-            world.books.hold(world.clock.now - world.lock.taken_at, nodes)
+            world.books.hold(world.clock.now - world.lock.taken_at)
             world.lock.release()
-            if count > 1:
-                self._hold(duration_ns, nodes, count - 1, then)
-            else:
-                then()
+            self._hold(duration_ns, count - 1, then)
 
         world.clock.work(self._owner, duration_ns, done)

@@ -10,7 +10,8 @@ import numpy.typing as npt
 from common.errors import UsageError
 from common.geometry import PAGE_BYTES
 from common.statistics import percentiles
-from lab.experiment.metrics import SERIES, RunResult
+from lab.experiment import derive
+from lab.experiment.metrics import METRICS, SERIES, RunResult
 from lab.experiment.spec import RunSpec
 from lab.virtual.account import Books
 from lab.virtual.costs import Costs
@@ -45,17 +46,19 @@ def _result(machine: VirtualMachine) -> RunResult:
         "episodes": machine.books.episodes.count,
         "failed_runs": 0 if machine.reporter is None else machine.reporter.failed_runs,
     }
+    if machine.reporter is not None and machine.reporter.under_lock:
+        facts["lock_hold_ns"] = {"waiting": percentiles(machine.reporter.walk_waits).as_dict()}
     metrics = {**_work(machine), **_footprint(machine), **_reporting(machine), **_latencies(machine.books)}
     metrics["violations"] = max(machine.zone.statistics().violations, len(complaints))
     metrics["failed_allocations"] = machine.words.failed_allocations
-    return RunResult(spec=machine.spec, metrics=metrics, series=_series(machine), facts=facts)
+    return RunResult(
+        spec=machine.spec, metrics={name: metrics[name] for name in METRICS}, series=_series(machine), facts=facts
+    )
 
 
 def _work(machine: VirtualMachine) -> dict[str, float | None]:
     """Throughput over the vCPUs' mean time at work, the pauses of their own will left out."""
     spec, vcpus = machine.spec, machine.vcpus
-    at_work = sum(vcpu.work_ended - vcpu.paused_ns for vcpu in vcpus) / len(vcpus)
-    operations = sum(vcpu.work_operations for vcpu in vcpus)
     host_ns = machine.host.cpu_ns[0]
     if machine.oracle is not None:
         free, _ = machine.oracle.finish(machine.world.clock.now)
@@ -63,7 +66,9 @@ def _work(machine: VirtualMachine) -> dict[str, float | None]:
     guest_ns = sum(vcpu.cpu_ns[0] for vcpu in vcpus)
     guest_ns += 0.0 if machine.reporter is None else machine.reporter.cpu_ns[0]
     return {
-        "page_ops_per_s": operations / at_work * 1e9 if at_work > 0 else None,
+        "page_ops_per_s": derive.throughput(
+            [vcpu.work_operations for vcpu in vcpus], [vcpu.work_ended - vcpu.paused_ns for vcpu in vcpus]
+        ),
         "job_s": (machine.work_ended or 0.0) / 1e9 if spec.work_pages else None,
         "guest_cpu_s": guest_ns / 1e9,
         "host_cpu_s": host_ns / 1e9,
@@ -72,26 +77,28 @@ def _work(machine: VirtualMachine) -> dict[str, float | None]:
 
 def _footprint(machine: VirtualMachine) -> dict[str, float | None]:
     books, statistics = machine.books, machine.zone.statistics()
-    resident_ns, peak = books.resident_ns, books.peak
-    returned, refaults = statistics.returned_pages, statistics.refaults
+    peak = books.peak
+    # As in lab.live.account: what the host populated on request had come back, or was there for the first time.
+    returned, refaults = statistics.returned_pages, statistics.refaults + statistics.reinstalled_pages
+    first_touches = statistics.first_touches + statistics.installed_pages - statistics.reinstalled_pages
     times = {share: books.episodes.seconds(share) for share in books.episodes.SHARES}
     if machine.oracle is not None:
-        free, absent_ns = machine.oracle.finish(machine.world.clock.now)
+        free, _ = machine.oracle.finish(machine.world.clock.now)
         refaults = machine.oracle.refaults
         returned = refaults + free
-        resident_ns -= absent_ns
         peak = machine.oracle.peak_pages
         times = dict.fromkeys(times, 0.0)  # whatever is free for good was given back as it was freed
     return {
-        "gib_min": books.gib_minutes(resident_ns),
+        "gib_min": books.gib_minutes(machine.work_resident_ns),
         "peak_bytes": peak * PAGE_BYTES,
         "t50_s": times[0.5],
         "t90_s": times[0.9],
         "t99_s": times[0.99],
         "returned_bytes": returned * PAGE_BYTES,
-        "stayed_bytes": (returned - refaults) * PAGE_BYTES,
+        "stayed_bytes": derive.stayed_bytes(returned * PAGE_BYTES, refaults * PAGE_BYTES),
         "refaults": refaults,
-        "first_touches": statistics.first_touches,
+        "first_touches": first_touches,
+        "zeroing_skipped_pages": statistics.zeroing_skipped_pages,
     }
 
 
@@ -104,10 +111,10 @@ def _reporting(machine: VirtualMachine) -> dict[str, float | None]:
         "reported_blocks": books.blocks,
         "duplicates": books.duplicates,
         "runs": books.runs,
-        "hold_p50_ns": held.p50 if held.count else None,
-        "hold_p99_ns": held.p99 if held.count else None,
-        "hold_max_ns": held.max if held.count else None,
-        "nodes_hold_max": books.most_nodes if held.count else None,
+        "hold_p50_ns": held.p50 if pulled else None,
+        "hold_p99_ns": held.p99 if pulled else None,
+        "hold_max_ns": held.max if pulled else None,
+        "nodes_hold_max": machine.zone.statistics().nodes_hold_max if pulled else None,
         "nodes_per_block": words.nodes_visited / pulled if pulled else None,
     }
 

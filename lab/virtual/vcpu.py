@@ -14,6 +14,7 @@ from common.errors import LabError
 from guest.workloads import engine
 from guest.workloads.vcpu import VCpu, WorkloadSettings
 from lab.virtual.clock import Task
+from lab.virtual.host import VirtualHost
 from lab.virtual.oracle import Oracle
 from lab.virtual.price import Step, price_step
 from lab.virtual.world import World
@@ -31,7 +32,7 @@ def _raise(error: BaseException) -> None:
 class VirtualCpu:
     """One vCPU. ``begin`` it, and the clock does the rest."""
 
-    def __init__(self, world: World, settings: WorkloadSettings, oracle: Oracle | None) -> None:
+    def __init__(self, world: World, settings: WorkloadSettings, oracle: Oracle | None, host: VirtualHost) -> None:
         self.vcpu = VCpu(world.zone, 0, settings, on_error=_raise, timed=False)
         self.cpu_ns = [0.0]
         self.done = False
@@ -40,9 +41,11 @@ class VirtualCpu:
         self.paused_ns = 0.0
         self._world = world
         self._oracle = oracle
+        self._host = host
         if oracle is not None:
             self.vcpu.state[engine.S_JOURNAL] = oracle.journal_address
         self._pages = 0
+        self._moved = [0, 0, 0, 0]  # since the start: pages taken, in so many blocks; pages freed, in so many blocks
         self._leaving = False
         self._pause = 0  # number of the pause that is on; a timer of an earlier one is void
         self._pausing = ""
@@ -55,11 +58,12 @@ class VirtualCpu:
         self._on_allocation = self._counted = False
         self._waiting_since = -1.0
         self._overdue = 0.0
+        self._carried = 0.0  # how long the next step has waited for the lock before it could begin
 
     def begin(self) -> None:
         """Start at the clock's present."""
         self._world.running += 1
-        self._world.clock.at(self._world.clock.now, self._next)
+        self._world.clock.at(self._world.clock.now, lambda: self._enter(self._next))
 
     def stop(self) -> None:
         """The workload is over: whoever pauses wakes up; whoever works finishes its step."""
@@ -99,11 +103,28 @@ class VirtualCpu:
         if world.discarding:
             factor *= costs.fault_slowdown_discard
         batch = world.spec.pcp_batch
+        counts = (
+            taken,
+            after.allocations - before.allocations + after.zone_allocations - before.zone_allocations,
+            moved - taken,
+            after.frees - before.frees + after.zone_frees - before.zone_frees,
+        )
+        self._moved = [sum(pair) for pair in zip(self._moved, counts, strict=True)]
+        taken_block_pages = self._moved[0] // max(1, self._moved[1])
+        freed_block_pages = self._moved[2] // max(1, self._moved[3])
         step = price_step(
-            before, after, taken=taken, freed=moved - taken, costs=costs, batch=batch, fault_factor=factor
+            before,
+            after,
+            taken=taken,
+            freed=moved - taken,
+            taken_block_pages=taken_block_pages,
+            freed_block_pages=freed_block_pages,
+            costs=costs,
+            batch=batch,
+            fault_factor=factor,
         )
         world.allocated += self._pages - pages
-        touched = after.refaults - before.refaults + after.first_touches - before.first_touches
+        touched = after.refaults - before.refaults + after.first_touches - before.first_touches + step.installed_pages
         if touched:
             world.books.set_resident(world.books.resident + touched)
         if self._oracle is not None:
@@ -171,7 +192,7 @@ class VirtualCpu:
         if self._pausing == "idle":
             world.wake()
         self._pausing = ""
-        self._next()
+        self._enter(self._next)
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
@@ -210,10 +231,37 @@ class VirtualCpu:
     # -- work, and the lock -------------------------------------------------------------------------------------------
 
     def _perform(self, step: Step, then: Callable[[], None]) -> None:
-        """Work a step off, then call ``then``."""
+        """Work a step off, wait for what it asked a host for, then call ``then``."""
         self._step, self._then, self._counted = step, then, False
+        if step.installs:
+            self._then = lambda: self._await_install(step, then)
         self._count_latencies()
+        if self._carried:
+            self._count_carried()
         self._work(step.work_ns)
+
+    def _await_install(self, step: Step, then: Callable[[], None]) -> None:
+        world = self._world
+
+        def populated() -> None:
+            world.running += 1
+            self._enter(then)
+
+        world.running -= 1
+        self._host.install(step.installs, step.installed_pages, populated)
+
+    def _enter(self, then: Callable[[], None]) -> None:
+        """Begin what may need the lock: at once, or, while it is held over a whole run, when that is over.
+
+        Its kernel would wait for the real lock, which the walk's thread has.
+        """
+        world = self._world
+        if world.lock.long:
+            self._then = then
+            self._waiting_since, self._overdue = world.clock.now, 0.0
+            world.running -= 1
+        else:
+            then()
 
     def _work(self, amount: float) -> None:
         world = self._world
@@ -228,12 +276,11 @@ class VirtualCpu:
         self._task = None
         if world.lock.held:
             overdue = self._mark - self._until_lock if self._until_lock < self._mark < _NEVER else 0.0
-            if overdue > 0 or (world.lock.long and self._step.locks):
+            if overdue > 0:
                 self._waiting_since, self._overdue = world.clock.now, overdue
-                self._on_allocation = self._on_allocation or self._step.allocation_locks > 0
                 world.running -= 1
                 return
-        self._then()
+        self._enter(self._then)
 
     def lock_taken(self) -> None:
         """See ``lab.virtual.lock``: how much work is left until the next acquisition."""
@@ -261,17 +308,30 @@ class VirtualCpu:
             waited = world.clock.now - self._waiting_since + self._overdue / world.clock.rate
             self._waiting_since = -1.0
             world.running += 1
-            self._count_wait(waited)
             if self._overdue > 0:
+                self._count_wait(waited)
                 self._work(self._overdue)
             else:
-                world.clock.at(world.clock.now, self._then)
+                self._carried += waited
+                then = self._then
+                world.clock.at(world.clock.now, lambda: self._enter(then))
         elif self._task is not None and self._mark < _NEVER:
             overdue = self._mark - self._task.remaining - self._until_lock
             if overdue > 0:
                 self._task.remaining += overdue
                 self._count_wait(overdue / world.clock.rate)
         self._mark = self._until_lock = _NEVER
+
+    def _count_carried(self) -> None:
+        """The first acquisition of this step has waited: count it, if it is an allocation's.
+
+        It was asked for while the run was on, whatever of the step comes after that.
+        """
+        waited, self._carried = self._carried, 0.0
+        slow = next((latency for latency, count in reversed(self._step.allocations) if count), None)
+        if slow is not None and 2 * self._step.allocation_locks >= self._step.locks > 0:
+            self._world.books.latencies.add(slow, -int(self._counted))
+            self._world.books.latencies.add(slow + waited, 1)
 
     def _count_wait(self, waited: float) -> None:
         """Count one of the step's slow allocations with its wait instead of without."""

@@ -43,9 +43,17 @@ def compared(*arguments: str, engine: MadeEngine | None = None, function: Any = 
 
 
 def test_defaults_are_those_of_a_run() -> None:
-    _, plan = parsed()
+    _, plan = parsed("--virtual")
     assert plan.specs == (RunSpec(), RunSpec(policy="off"))
+    _, plan = parsed()
     assert plan.modes == ("live", "virtual")
+
+
+def test_virtual_time_beside_live_runs_has_their_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _pid: {0, 3, 5})
+    for given, cores in (((), 3), (("--virtual",), 2), (("--live",), 2), (("--cores", "4"), 4)):
+        _, plan = parsed(*given)
+        assert {spec.cores for spec in plan.specs} == {cores}
 
 
 @pytest.mark.parametrize("name", sorted(flags.RUN_OPTIONS))

@@ -232,3 +232,11 @@ def test_wrong_flags_are_one_line_and_exit_code_2(arguments: tuple[str, ...]) ->
     assert arguments[0] in err
     assert "--help" in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("policy", ["shared", "hint", "hold"])
+def test_a_policy_with_a_host_or_a_pile_of_its_own(policy: str, tmp_path: Path) -> None:
+    """Every byte is accounted for here too: claimed, hinted or held."""
+    result, _ = run_small(tmp_path, "--policy", policy, "--quiet")
+    assert result["ok"]
+    assert all(guest["returned_bytes"] > 0 for guest in result["guests"])

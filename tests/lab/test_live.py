@@ -50,7 +50,7 @@ def labs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         names.append(lab)
         return host_and_guest(spec, lab, folder)
 
-    monkeypatch.setattr(run, "ARRANGEMENTS", {"boundary": noted, "off": noted})
+    monkeypatch.setattr(run, "host_and_guest", noted)
     yield names
     for lab in names:
         assert leftovers(lab, ["guest-1"]) == []
@@ -97,7 +97,7 @@ def test_off_reports_nothing_and_a_run_ends_when_its_time_is_over(labs: list[str
     assert_sound(result)
     for name in ("reports", "reported_blocks", "runs", "returned_bytes", "refaults", "stayed_bytes", "duplicates"):
         assert result.metrics[name] == 0, name
-    for name in ("job_s", "t90_s", "hold_max_ns", "alloc_p50_ns", "nodes_per_block"):
+    for name in ("job_s", "t90_s", "hold_p50_ns", "hold_max_ns", "alloc_p50_ns", "nodes_hold_max", "nodes_per_block"):
         assert result.metrics[name] is None, name
     assert result.facts["work_s"] >= EAGER.duration_ns / 1e9
     assert result.series["resident_bytes"][-1] == result.metrics["peak_bytes"]
@@ -110,6 +110,28 @@ def test_s12_an_inhibited_host_hears_of_all_and_takes_nothing(labs: list[str]) -
     assert found["reports"] > 0
     assert found["returned_bytes"] == found["refaults"] == 0
     assert result.metrics["t50_s"] is None
+
+
+def test_hint_runs_as_often_as_its_host_says(labs: list[str]) -> None:
+    """Its delay is the host's period: with the default of 2 s there would be one run."""
+    result = run_live(EAGER.but(policy="hint", delay_ns=50 * MS, duration_ns=1000 * MS))
+    assert_sound(result)
+    found = numbers(result)
+    assert found["runs"] > 2
+    assert found["returned_bytes"] == result.facts["freed_bytes_proven"] > 0
+
+
+def test_shared_is_served_by_a_host_of_its_own_kind(labs: list[str]) -> None:
+    """Claims, and pages that the host populated again, to the byte; it looks for guests four times a second."""
+    result = run_live(EAGER.but(policy="shared", delay_ns=5 * MS, duration_ns=3000 * MS))
+    assert_sound(result)
+    found = numbers(result)
+    assert found["returned_bytes"] == result.facts["freed_bytes_proven"] > 0
+    assert found["refaults"] > 0
+    assert found["stayed_bytes"] == found["returned_bytes"] - found["refaults"] * 4096 >= 0
+    assert found["reports"] >= found["runs"] > 0
+    assert found["hold_p50_ns"] <= found["hold_p99_ns"] <= found["hold_max_ns"]
+    assert found["host_cpu_s"] > 0
 
 
 def test_several_runs_at_once_in_threads_know_nothing_of_each_other(labs: list[str]) -> None:
@@ -231,6 +253,9 @@ ACCOUNT = guest_account("guest-1") | {
     "cpu_s": 1.5,
     "alloc_ns": {"p50": 1, "p99": 2, "p999": 3, "max": 4, "count": 9},
     "alloc_reporting_ns": {"p50": 5, "p99": 6, "p999": 7, "max": 8, "count": 3},
+    "zeroing_skipped_pages": 7,
+    "installed_bytes": 5 * 4096,
+    "reinstalled_bytes": 2 * 4096,
     "lock_hold_ns": {"all": {"p50": 10, "p99": 20, "p999": 30, "max": 40, "count": 4}},
     "per_vcpu": [
         {"busy_ns": 1 * S, "operations": 300, "pauses": [[101 * S, 103 * S]], "ended_ns": 104 * S},
@@ -270,7 +295,10 @@ def test_metrics_are_those_of_both_accounts() -> None:
     assert found["page_ops_per_s"] == 800 / 4 * 2
     # (0 + 60) / 2 over a second, (60 + 30) / 2 over one, (30 + 4) / 2 over two: 109 MiB s until the end of the work.
     assert found["gib_min"] == pytest.approx(109 / 1024 / 60)
-    assert found["stayed_bytes"] == 56 * MIB - 3 * 4096
+    # Two pages that had been given back, and three that were never there, were populated before they were used.
+    assert (found["refaults"], found["first_touches"]) == (3 + 2, 20 + 3)
+    assert found["stayed_bytes"] == 56 * MIB - 5 * 4096
+    assert found["zeroing_skipped_pages"] == 7
     assert (found["nodes_per_block"], found["nodes_hold_max"]) == (2.5, 17)
     assert (found["hold_p50_ns"], found["hold_p99_ns"], found["hold_max_ns"]) == (10, 20, 40)
     assert (found["alloc_p50_ns"], found["alloc_p99_ns"], found["alloc_p999_ns"]) == (5, 6, 7)

@@ -285,7 +285,7 @@ def test_the_command_records_its_line_and_runs_in_virtual_time(
     place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("lab.experiment.execute.execute", stand_in_run)
-    monkeypatch.setattr("lab.experiment.sweep.load_costs", lambda path: {"path": path})
+    monkeypatch.setattr("lab.experiment.execute.load_costs", lambda path: {"path": path})
     namespace = parsed(place.flags("--engine", "inline", "--costs", "here.json"))
     namespace.command_line = ["python", "-m", "lab", "sweep"]
     assert command.run(namespace) == 0
