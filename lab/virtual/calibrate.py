@@ -77,6 +77,9 @@ def calibrate(rounds: int, machine: dict[str, Any], *, say: Callable[[str], None
     measure_allocator(rounds, samples)
     say("memory and messages, with a host process …")
     measure_live(rounds, samples)
+    paces = samples.pop("pace_ns")
+    # Of a normal distribution the quartiles are 1.349 standard deviations apart; a stray round does not move them.
+    samples["pace_spread"] = [2 * _spread(paces) / 1.349]
     medians = {name: float(np.median(values)) for name, values in samples.items()}
     medians["zero_ns"] = min(medians["zero_ns"], medians["touch_ns"])
     return Calibration(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import secrets
 import signal
@@ -22,6 +23,7 @@ from guest.reporting.link import Link
 from host.proof import punch_hole
 from lab.children import Children, Interrupts
 from lab.virtual.loops import check_many, clear_many, use_many
+from lab.virtual.pace import WINDOW_NS
 
 __all__ = ["measure_live"]
 
@@ -122,7 +124,41 @@ class _Probe:
         self._punch(_HERE, _PROBE_PAGES)
         fault = max(0.0, self._use(_HERE, _PROBE_PAGES) - touch)
         self._touch_ns, self._fault_ns = touch, fault
-        return {"touch_ns": touch, "zero_ns": min(zero, touch), "check_ns": check, "fault_ns": fault}
+        self._use(_HERE, _PROBE_PAGES)
+        return {
+            "touch_ns": touch,
+            "zero_ns": min(zero, touch),
+            "check_ns": check,
+            "fault_ns": fault,
+            "first_fault_ns": max(0.0, self._fresh() - touch),
+            "pace_ns": self._pace(),
+        }
+
+    def _fresh(self) -> float:
+        """Ns a page of first use of memory that is new, in a mapping that is new."""
+        machine = self._machine
+        descriptor = os.memfd_create("fresh")
+        try:
+            os.ftruncate(descriptor, _PROBE_PAGES * _PAGE_BYTES)
+            with mmap.mmap(descriptor, _PROBE_PAGES * _PAGE_BYTES) as mapping:
+                view = np.frombuffer(mapping, dtype=np.uint8)
+                # SAFETY: the view keeps the mapping, which holds as many pages as are used.
+                address, blocks = int(view.ctypes.data), _PROBE_PAGES >> _TOP
+                start = time.perf_counter_ns()
+                use_many(machine.zone.address, address, 0, self._finding, _HERE, _TOP, blocks)
+                elapsed = time.perf_counter_ns() - start
+                del view
+        finally:
+            os.close(descriptor)
+        return elapsed / _PROBE_PAGES
+
+    def _pace(self) -> float:
+        """Ns a page of first use of resident pages, over a window of ``Pace``."""
+        start = time.perf_counter_ns()
+        found = []
+        while time.perf_counter_ns() - start < WINDOW_NS:
+            found.append(self._use(_HERE, _PROBE_PAGES))
+        return float(np.mean(found))
 
     def two_at_once(self) -> dict[str, float]:
         """Two threads: what sharing memory and faulting side by side costs. 1 with one processor, which they share."""

@@ -13,10 +13,11 @@ from common.errors import UsageError
 
 __all__ = ["VERSION", "Costs", "default_path"]
 
-VERSION = 1
+VERSION = 2
 _MEASURE = "run: python -m lab calibrate"
 _FACTORS = ("fault_slowdown_discard", "fault_slowdown_vcpu", "work_slowdown")
 _LARGEST = 1e12
+_LARGEST_SPREAD = 0.5
 
 
 def default_path() -> Path:
@@ -31,7 +32,8 @@ class Costs:
     Attributes:
         touch_ns: first use of a resident page by its owner: cleared and stamped.
         zero_ns: the clearing in it, saved where the host has proved the page zero.
-        fault_ns: what first use of a page that is not resident costs on top.
+        fault_ns: what use of a page that was given back costs on top.
+        first_fault_ns: the same for a page that was never touched: the kernel has no place for it yet.
         check_ns: reading a page's stamps before it is freed.
         pcp_alloc_ns, pcp_free_ns: a block from, or onto, a per-CPU list.
         refill_block_ns, drain_block_ns: a block moved between the zone and a per-CPU list.
@@ -50,11 +52,13 @@ class Costs:
         fault_slowdown_discard: factor on ``fault_ns`` while the host discards.
         fault_slowdown_vcpu: factor on ``fault_ns`` for each other vCPU that runs.
         work_slowdown: factor on everything for each further processor that is at work, since they share memory.
+        pace_spread: standard deviation of how long the same work takes from one tenth of a second to the next, a share.
     """
 
     touch_ns: float
     zero_ns: float
     fault_ns: float
+    first_fault_ns: float
     check_ns: float
     pcp_alloc_ns: float
     pcp_free_ns: float
@@ -80,6 +84,7 @@ class Costs:
     fault_slowdown_discard: float
     fault_slowdown_vcpu: float
     work_slowdown: float
+    pace_spread: float
 
     def __post_init__(self) -> None:
         """Raises ``UsageError`` when a cost is no number, negative, or a factor below 1."""
@@ -89,6 +94,10 @@ class Costs:
             number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
             if not number or not low <= value <= _LARGEST:
                 raise UsageError(f"{field.name}: {value!r}; allowed is {low:g} to {_LARGEST:g}; {_MEASURE} --force")
+        if self.pace_spread > _LARGEST_SPREAD:
+            raise UsageError(
+                f"pace_spread: {self.pace_spread}; allowed is at most {_LARGEST_SPREAD}; {_MEASURE} --force"
+            )
         if self.step_ns == 0:
             raise UsageError("step_ns: 0; allowed is more than 0, or a vCPU without memory would stop the clock")
         if self.zero_ns > self.touch_ns:
@@ -145,6 +154,7 @@ class Costs:
             touch_ns=100.0,
             zero_ns=80.0,
             fault_ns=900.0,
+            first_fault_ns=900.0,
             check_ns=10.0,
             pcp_alloc_ns=15.0,
             pcp_free_ns=15.0,
@@ -170,4 +180,5 @@ class Costs:
             fault_slowdown_discard=1.5,
             fault_slowdown_vcpu=1.1,
             work_slowdown=1.0,
+            pace_spread=0.0,
         )

@@ -60,7 +60,7 @@ def price_step(
     zone_allocations = after.zone_allocations - before.zone_allocations
     zone_frees = after.zone_frees - before.zone_frees
     failures = after.failures - before.failures
-    faults = after.refaults - before.refaults + after.first_touches - before.first_touches
+    refaults, first_touches = after.refaults - before.refaults, after.first_touches - before.first_touches
 
     refill_ns = drain_ns = 0.0
     if refills:
@@ -88,7 +88,7 @@ def price_step(
         + taken * costs.touch_ns
         - (after.zeroed_pages - before.zeroed_pages) * costs.zero_ns
         + freed * costs.check_ns
-        + faults * costs.fault_ns * fault_factor
+        + (refaults * costs.fault_ns + first_touches * costs.first_fault_ns) * fault_factor
     )
     slow = min(refills, allocations)
     installs, installed_pages = after.installs - before.installs, after.installed_pages - before.installed_pages

@@ -16,6 +16,7 @@ from guest.workloads.vcpu import VCpu, WorkloadSettings
 from lab.virtual.clock import Task
 from lab.virtual.host import VirtualHost
 from lab.virtual.oracle import Oracle
+from lab.virtual.pace import Pace
 from lab.virtual.price import Step, price_step
 from lab.virtual.world import World
 
@@ -44,6 +45,7 @@ class VirtualCpu:
         self._host = host
         if oracle is not None:
             self.vcpu.state[engine.S_JOURNAL] = oracle.journal_address
+        self._pace = Pace(settings.seed, self.vcpu.cpu, world.costs.pace_spread)
         self._pages = 0
         self._moved = [0, 0, 0, 0]  # since the start: pages taken, in so many blocks; pages freed, in so many blocks
         self._leaving = False
@@ -123,6 +125,7 @@ class VirtualCpu:
             batch=batch,
             fault_factor=factor,
         )
+        step.work_ns *= self._pace.factor(world.clock.now)
         world.allocated += self._pages - pages
         touched = after.refaults - before.refaults + after.first_touches - before.first_touches + step.installed_pages
         if touched:
