@@ -36,7 +36,7 @@ __all__ = [
 # guest/workloads; a test holds both to these.
 BACKENDS = ("shared", "model")
 POLICIES = ("boundary", "off", "scan", "skip-walk", "rotate", "walk-locked", "hint", "bitmap", "hold", "shared")
-WORKLOADS = ("memhog", "page-fault", "churn", "burst", "none")
+WORKLOADS = ("memhog", "page-fault", "churn", "burst", "build", "none")
 DEFAULT_PLOT = "out/demo.png"
 
 _OF_THE_POLICY = "that of the policy"
@@ -178,7 +178,7 @@ class _MachineSettings(_RunSettings):
         parse=lambda text: float(_matched(_DECIMAL, text)),
         check=lambda value: 0.01 <= value <= 0.95,
     )
-    hold_ns: int = _duration("hold", "1s", "how long memhog keeps its memory")
+    hold_ns: int = _duration("hold", "1s", "how long memhog keeps its memory, and build computes between two chunks")
     idle_ns: int = _duration("idle", "3s", "how long memhog and burst stay idle")
     seed: int = _integer("seed", 1, 0, (1 << 32) - 1, "seed of everything random")
 

@@ -15,7 +15,7 @@ from common.errors import LabError, UsageError
 from common.statistics import HISTOGRAM_WORDS
 from guest.allocator.zone import Zone
 from guest.memory import FINDING_WORDS, POISON_LOST, STAMP_LOST, ZERO_LOST
-from guest.workloads import burst, churn, engine, memhog, page_fault
+from guest.workloads import build, burst, churn, engine, memhog, page_fault
 
 __all__ = ["WORKLOADS", "Job", "VCpu", "WorkloadSettings", "check_workload"]
 
@@ -25,6 +25,7 @@ WORKLOADS: dict[str, Any] = {
     "page-fault": page_fault.step,
     "churn": churn.step,
     "burst": burst.step,
+    "build": build.step,
 }
 _FINDINGS = {
     STAMP_LOST: "its stamp is gone",

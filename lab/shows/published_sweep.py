@@ -1,7 +1,7 @@
 """The one published sweep of free page reporting's settings, again: order, delay and batch size under a build.
 
 Theirs: a clang build, 12 vCPUs, 16 GiB guest, six runs a setting (HyperAlloc's paper, EuroSys'25). Ours: a job of the
-same character in virtual time, scaled down: bursts of mixed small orders, a fixed amount of work, then idleness.
+same character in virtual time, scaled down: processes of mixed small orders that come and go, a fixed amount of work.
 """
 
 from __future__ import annotations
@@ -58,14 +58,14 @@ class PublishedSweep:
 def _spec(setting: _Key) -> RunSpec:
     base = RunSpec(
         policy="off",
-        workload="burst",
-        memory=2 << 30,
-        vcpus=4,
-        cores=6,
-        fill=0.6,
+        workload="build",
+        memory=4 << 30,
+        vcpus=6,
+        cores=8,
+        fill=0.9,
         work_order=0,
-        idle_ns=400 * _MS,
-        work_pages=120_000_000,
+        hold_ns=_MS,
+        work_pages=200_000_000,
         duration_ns=3600 * 1000 * _MS,
         label="off",
     )
