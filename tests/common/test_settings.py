@@ -206,7 +206,7 @@ def test_a_duration_may_leave_its_seconds_unsaid(text: str, seconds: float) -> N
         (GuestSettings, "--vcpus", "65", "1 to 64"),
         (GuestSettings, "--vcpus", "two", "1 to 64"),
         (GuestSettings, "--vcpus", "1_0", "1 to 64"),
-        (GuestSettings, "--workload", "memhogs", "memhog, page-fault, churn, burst, none"),
+        (GuestSettings, "--workload", "memhogs", "memhog, page-fault, churn, burst, build, none"),
         (GuestSettings, "--policy", "on", ", ".join(POLICIES)),
         (GuestSettings, "--backend", "uffd", "shared, model"),
         (GuestSettings, "--min-order", "11", "0 to 10"),

@@ -189,6 +189,25 @@ def test_burst_shrinks_to_a_tenth_before_it_is_idle(zone: Zone) -> None:
     assert 0 < int(vcpu.state[engine.S_PAGES]) <= TARGET_PAGES // 10
 
 
+def test_build_frees_a_whole_process_before_the_next_begins_and_computes_between_chunks(zone: Zone) -> None:
+    """Every process moves six times its size; no more than its size is ever held; it rests after each chunk."""
+    vcpu = make_vcpu(zone, "build")
+    rests = most = 0
+    while int(vcpu.state[engine.S_TURNS]) < 3:
+        size = int(vcpu.state[engine.S_PHASE])
+        rests += vcpu.step(BUDGET) == engine.REST
+        held = int(vcpu.state[engine.S_PAGES])
+        most = max(most, held)
+        if size > 0:
+            assert held <= size + (1 << 9), "a block beyond the size of the process at most"
+    assert most > 0
+    assert rests > 0
+    assert int(vcpu.state[engine.S_OPERATIONS]) >= 6 * most
+    vcpu.release_all()
+    zone.release_cpu(vcpu.cpu)
+    zone.validate()
+
+
 def test_churn_stays_around_its_level(zone: Zone) -> None:
     vcpu = make_vcpu(zone, "churn")
     asked_by(vcpu, 400)

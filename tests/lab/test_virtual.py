@@ -63,7 +63,7 @@ def metric(result: RunResult, name: str) -> float:
 
 
 @pytest.mark.parametrize("vcpus", [1, 2])
-@pytest.mark.parametrize("workload", ["memhog", "churn", "burst", "page-fault"])
+@pytest.mark.parametrize("workload", ["memhog", "churn", "burst", "build", "page-fault"])
 def test_the_zone_is_whole_again_at_the_end(workload: str, vcpus: int) -> None:
     """S4: free + in flight + allocated = managed, and validate() finds nothing, whatever was interleaved."""
     spec = SPEC.but(workload=workload, vcpus=vcpus, work_order=0, min_order=4, duration_ns=12 * MS, delay_ns=MS)
