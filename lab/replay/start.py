@@ -1,0 +1,182 @@
+"""The zones as a recording begins: their bounds, their free lists, and what the host holds of their pages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from common.errors import UsageError
+from common.geometry import MIN_MEMORY_BYTES, PAGE_BYTES, PAGEBLOCK_ORDER, PAGEBLOCK_PAGES, TOP_ORDER, Migratetype
+from common.layout import NEVER_TOUCHED, RESIDENT, RETURNED
+from guest.allocator.zone import Zone, ZoneSettings
+from lab.replay import kernels
+from lab.replay.plan import Plan
+from lab.trace.snapshot import Snapshot
+
+__all__ = ["ZONE_ENDS", "Place", "Watermarks", "build_zone", "machine_pages", "places", "watermarks"]
+
+# First pfn behind ZONE_DMA (16 MiB) and ZONE_DMA32 (4 GiB) on x86-64; ZONE_NORMAL is what is left.
+ZONE_ENDS = (("DMA", 1 << 12), ("DMA32", 1 << 20), ("Normal", 1 << 40))
+_GUESS_PAGES = 1 << 14  # a machine whose size nobody tells has a multiple of 64 MiB
+_MIN_BYTES = 128 << 10
+_MAX_BYTES = 256 << 20
+_SCALE = 10  # vm.watermark_scale_factor
+MOVABLE = int(Migratetype.MOVABLE)
+
+
+@dataclass(frozen=True)
+class Watermarks:
+    """Pages. ``lowest`` is WMARK_MIN."""
+
+    lowest: int
+    low: int
+
+
+@dataclass(frozen=True)
+class Place:
+    """A zone of the recorded machine: pfns from ``first`` on, below ``end``."""
+
+    name: str
+    first: int
+    end: int
+
+    @property
+    def pages(self) -> int:
+        """Its size."""
+        return self.end - self.first
+
+
+def machine_pages(start: Snapshot | None, highest_pfn: int, memory_bytes: int) -> int:
+    """Pages of the machine: as given, as the snapshot says, or up to the highest page that is known, rounded up.
+
+    Raises:
+        UsageError: the machine given is smaller than what the recording names.
+    """
+    known = highest_pfn + 1
+    if start is not None:
+        known = max(known, start.n_pages, int((start.pfn + (np.int64(1) << start.order.astype(np.int64))).max()))
+    if memory_bytes:
+        given = memory_bytes // PAGE_BYTES
+        if given < known:
+            raise UsageError(f"--memory: {memory_bytes} bytes are {given} pages; the recording names page {known - 1}")
+        return given
+    if start is not None and start.n_pages == known:
+        return known
+    return -(-known // _GUESS_PAGES) * _GUESS_PAGES
+
+
+def places(pages: int) -> list[Place]:
+    """The zones of a machine of so many pages, whole blocks of the top order. A small one has but one zone."""
+    whole = -(-pages >> TOP_ORDER) << TOP_ORDER
+    least = MIN_MEMORY_BYTES // PAGE_BYTES
+    found: list[Place] = []
+    first = 0
+    for name, end in ZONE_ENDS:
+        last = min(end, whole)
+        if last - first >= least:
+            found.append(Place(name, first, last))
+            first = last
+        elif last > first and found:
+            found[-1] = replace(found[-1], end=last)
+            first = last
+    if not found:
+        found.append(Place("DMA", 0, least))
+    return found
+
+
+def watermarks(zones: list[Place], min_free_kbytes: int) -> list[Watermarks]:
+    """Of each zone: its share of min_free_kbytes, and a quarter or a thousandth of the zone above it.
+
+    Mirrors init_per_zone_wmark_min and __setup_per_zone_wmarks, with all pages taken as managed. With 0 the kernel's
+    own rule is taken, without what khugepaged adds to it.
+    """
+    total = sum(zone.pages for zone in zones)
+    least = min_free_kbytes << 10
+    if not least:
+        kilobytes = total * PAGE_BYTES >> 10
+        least = min(max(int((kilobytes * 16) ** 0.5) << 10, _MIN_BYTES), _MAX_BYTES)
+    found = []
+    for zone in zones:
+        lowest = least // PAGE_BYTES * zone.pages // total
+        found.append(Watermarks(lowest, lowest + max(lowest // 4, zone.pages * _SCALE // 10000)))
+    return found
+
+
+def build_zone(place: Place, marks: Watermarks, start: Snapshot | None, plan: Plan, settings: ZoneSettings) -> Zone:
+    """A zone of our own with the free blocks of the snapshot, and the host's pages under it.
+
+    The snapshot tells neither types nor the order of the lists. A pageblock is of the type that the recording frees its
+    pages under first, else of the one that they are taken from, else MOVABLE. A block is on the list that it is first
+    taken from (before it was stolen, if it was), else on that of its pageblock. A list holds what is not reported
+    first, in the order in which the recording takes it, then by pfn; what is reported comes behind, as drained.
+    """
+    zone = Zone.private(
+        replace(
+            settings,
+            memory_bytes=place.pages * PAGE_BYTES,
+            min_watermark=marks.lowest,
+            low_watermark=marks.low,
+        )
+    )
+    types = _pageblock_types(place, plan)
+    kernels.write_types(zone.address, types)
+    resident = np.full(place.pages, RESIDENT, np.uint8)
+    empty = np.zeros(0, np.int64)
+    if start is None:
+        kernels.seed(zone.address, empty, empty, empty, np.zeros(0, np.bool_))
+        kernels.set_resident(zone.address, resident)
+        return zone
+    inside = (start.pfn >= place.first) & (start.pfn < place.end)
+    pfn = start.pfn[inside] - place.first
+    order = start.order[inside].astype(np.int64)
+    reported = start.reported[inside] & (order >= settings.min_order)
+    first_take, list_type = _first_takes(pfn, order, plan, place.first, types)
+    turn = np.lexsort((pfn, first_take, reported))
+    kernels.seed(zone.address, pfn[turn], order[turn], list_type[turn], reported[turn])
+    held = start.host_allocated_pages[inside]
+    for head, size, was_reported, pages in zip(
+        pfn.tolist(), (1 << order).tolist(), start.reported[inside].tolist(), held.tolist(), strict=True
+    ):
+        away = RETURNED if was_reported else NEVER_TOUCHED
+        known = (0 if was_reported else size) if pages < 0 else pages
+        resident[head + known : head + size] = away
+    kernels.set_resident(zone.address, resident)
+    return zone
+
+
+def _pageblock_types(place: Place, plan: Plan) -> npt.NDArray[np.int64]:
+    types = np.full(place.pages >> PAGEBLOCK_ORDER, MOVABLE, np.int64)
+    for op in (kernels.OP_TAKE, kernels.OP_GIVE):  # what is freed says more, so it is written last
+        rows = np.flatnonzero((plan.op == op) & (plan.migratetype >= 0))
+        blocks, first = np.unique(plan.pfn[rows] >> PAGEBLOCK_ORDER, return_index=True)
+        types[blocks] = plan.migratetype[rows[first]]
+    for steal in reversed(plan.steals):
+        if steal.convert:  # before that it was of the other type
+            head = (steal.pfn - place.first) & ~((1 << max(steal.order, PAGEBLOCK_ORDER)) - 1)
+            blocks = np.arange(head >> PAGEBLOCK_ORDER, (head >> PAGEBLOCK_ORDER) + max(1, (1 << steal.order) // PAGEBLOCK_PAGES))
+            types[blocks] = steal.from_type
+    return types
+
+
+def _first_takes(
+    pfn: npt.NDArray[np.int64], order: npt.NDArray[np.int64], plan: Plan, base: int, types: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Of each free block: the row that takes from it first (a row beyond all for none), and the list it is on."""
+    never = len(plan)
+    first_take = np.full(pfn.size, never, np.int64)
+    list_type = types[pfn >> PAGEBLOCK_ORDER] if pfn.size else np.zeros(0, np.int64)
+    rows = np.flatnonzero(plan.op == kernels.OP_TAKE)
+    if not pfn.size or not rows.size:
+        return first_take, list_type
+    block = np.searchsorted(pfn, plan.pfn[rows], side="right") - 1
+    inside = (block >= 0) & (plan.pfn[rows] < pfn[block] + (np.int64(1) << order[block]))
+    touched, index = np.unique(block[inside], return_index=True)
+    first_take[touched] = rows[inside][index]
+    list_type[touched] = plan.migratetype[first_take[touched]]
+    for steal in reversed(plan.steals):
+        at = int(np.searchsorted(pfn, steal.pfn - base, side="right")) - 1
+        if at >= 0 and steal.pfn - base < pfn[at] + (1 << int(order[at])):
+            list_type[at] = steal.from_type
+    return first_take, list_type
