@@ -65,6 +65,7 @@ __all__ = [
     "set_resident",
     "take_exact",
     "touch",
+    "touch_all",
     "write_types",
 ]
 
@@ -258,6 +259,13 @@ def touch(residence, pfn, order, counts):  # type: ignore[no-untyped-def]
                 counts[C_REFAULTS] += 1
             else:
                 counts[C_FIRST_TOUCHES] += 1
+
+
+@kernel
+def touch_all(residence, pfns, orders, row, end, counts):  # type: ignore[no-untyped-def]
+    """``touch`` rows ``row`` to ``end``."""
+    for index in range(row, end):
+        touch(residence, np.int64(pfns[index]), np.int64(orders[index]), counts)
 
 
 @kernel
