@@ -165,7 +165,10 @@ def compare(ours: Sequence[Pass], real: Sequence[RealPass]) -> dict[str, Any]:
 
 
 def real_residence(
-    resident: npt.NDArray[np.uint8], plan_rows: tuple[npt.NDArray[Any], ...], real: Sequence[RealPass], times_ns: Sequence[int]
+    resident: npt.NDArray[np.uint8],
+    plan_rows: tuple[npt.NDArray[Any], ...],
+    real: Sequence[RealPass],
+    times_ns: Sequence[int],
 ) -> list[int]:
     """Pages that the host holds at ``times_ns`` if the real guest's reports are carried out in place of ours.
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from common.errors import UsageError
 from common.geometry import PAGE_BYTES
+from common.layout import FREE, KIND_MASK, ORDER_MASK, RESIDENT
 from guest.allocator import entry
 from guest.allocator.zone import Zone, ZoneSettings
 from guest.reporting.cycle import Cycle, Outcome
@@ -129,13 +130,14 @@ class Replay:
         self.passes: list[Pass] = []
         self.samples: list[tuple[int, int]] = []
         self.host_cpu_ns = 0.0
-        delay = self.policy.delay_ns if settings.delay_ns is None else settings.delay_ns
-        self._timer = Timer(delay, settings.hz, settings.phase_ns)
+        self.delay_ns = self.policy.delay_ns if settings.delay_ns is None else settings.delay_ns
+        self.capacity = self.policy.capacity if settings.capacity is None else settings.capacity
+        self._timer = Timer(self.delay_ns, settings.hz, settings.phase_ns)
         self._sample_ns = max(_SAMPLE_NS, (end_ns - begin_ns) // _SAMPLES)
         self._next_sample_ns = begin_ns
         self._lanes = [self._lane(plan, place, marks, start) for place, marks in zones]
         self.counts[kernels.C_RESIDENT] = sum(
-            int(np.count_nonzero(lane.zone.resident_map() == 1)) for lane in self._lanes
+            int(np.count_nonzero(lane.zone.resident_map() == RESIDENT)) for lane in self._lanes
         )
 
     def _lane(self, plan: Plan, place: Place, marks: Watermarks, start: Snapshot | None) -> _Lane:
@@ -215,7 +217,15 @@ class Replay:
                 plan = lane.plan
                 lane.row = int(
                     kernels.apply(
-                        lane.zone.address, plan.op, plan.pfn, plan.order, plan.migratetype, lane.row, end, stop, self.counts
+                        lane.zone.address,
+                        plan.op,
+                        plan.pfn,
+                        plan.order,
+                        plan.migratetype,
+                        lane.row,
+                        end,
+                        stop,
+                        self.counts,
                     )
                 )
                 if stop and lane.zone.requested():
@@ -267,18 +277,17 @@ class Replay:
             for lane in self._lanes:
                 lane.zone.validate()
 
-    @property
-    def resident_pages(self) -> int:
-        """Pages that the host holds now."""
-        return int(self.counts[kernels.C_RESIDENT])
+    def resident_map(self) -> npt.NDArray[np.uint8]:
+        """Copy of what the host holds: uint8[pages of all zones], as ``Zone.resident_map``."""
+        return np.concatenate([lane.zone.resident_map() for lane in self._lanes])
 
     def free_blocks(self) -> dict[int, int]:
         """Order by pfn of what is free now, on the recorded machine's numbers."""
         found = {}
         for lane in self._lanes:
             states = lane.zone.page_states()
-            for pfn in np.flatnonzero(states & 0x70 == 0x10).tolist():
-                found[pfn + lane.place.first] = int(states[pfn] & 0xF)
+            for pfn in np.flatnonzero(states & KIND_MASK == FREE).tolist():
+                found[pfn + lane.place.first] = int(states[pfn] & ORDER_MASK)
         return found
 
     def gib_minutes(self) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from common.geometry import N_ORDERS, PAGEBLOCK_ORDER, PAGEBLOCK_PAGES, TOP_ORDER, Migratetype
+from common.geometry import N_ORDERS, PAGEBLOCK_ORDER, PAGEBLOCK_PAGES, Migratetype
 from common.layout import (
     ALLOCATED,
     FREE,
@@ -22,7 +22,6 @@ from common.layout import (
     REPORTED,
     RESIDENT,
     RETURNED,
-    W_FREE_PAGES,
     W_N_PAGES,
     W_PRESSURE,
     W_RANDOM_STATE,
@@ -52,12 +51,12 @@ __all__ = [
     "C_NOT_USED",
     "C_REFAULTS",
     "C_RESIDENT",
+    "OF_PAGEBLOCK",
     "OP_CONVERT",
     "OP_GIVE",
     "OP_STEAL",
     "OP_TAKE",
     "OP_TOUCH",
-    "OF_PAGEBLOCK",
     "apply",
     "discard",
     "pages_held",

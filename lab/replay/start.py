@@ -2,26 +2,44 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from common.errors import UsageError
-from common.geometry import MIN_MEMORY_BYTES, PAGE_BYTES, PAGEBLOCK_ORDER, PAGEBLOCK_PAGES, TOP_ORDER, Migratetype
+from common.geometry import (
+    MIN_MEMORY_BYTES,
+    PAGE_BYTES,
+    PAGEBLOCK_ORDER,
+    PAGEBLOCK_PAGES,
+    PCP_MIGRATETYPES,
+    TOP_ORDER,
+    Migratetype,
+)
 from common.layout import NEVER_TOUCHED, RESIDENT, RETURNED
 from guest.allocator.zone import Zone, ZoneSettings
 from lab.replay import kernels
 from lab.replay.plan import Plan
 from lab.trace.snapshot import Snapshot
 
-__all__ = ["ZONE_ENDS", "Place", "Watermarks", "build_zone", "machine_pages", "places", "watermarks"]
+__all__ = [
+    "ZONE_ENDS",
+    "Place",
+    "Watermarks",
+    "build_zone",
+    "machine_pages",
+    "places",
+    "recommended_kbytes",
+    "watermarks",
+]
 
 # First pfn behind ZONE_DMA (16 MiB) and ZONE_DMA32 (4 GiB) on x86-64; ZONE_NORMAL is what is left.
 ZONE_ENDS = (("DMA", 1 << 12), ("DMA32", 1 << 20), ("Normal", 1 << 40))
 _GUESS_PAGES = 1 << 14  # a machine whose size nobody tells has a multiple of 64 MiB
-_MIN_BYTES = 128 << 10
-_MAX_BYTES = 256 << 20
+_MIN_KBYTES = 128
+_MAX_KBYTES = 1 << 18
 _SCALE = 10  # vm.watermark_scale_factor
 MOVABLE = int(Migratetype.MOVABLE)
 
@@ -86,20 +104,28 @@ def places(pages: int) -> list[Place]:
     return found
 
 
-def watermarks(zones: list[Place], min_free_kbytes: int) -> list[Watermarks]:
-    """Of each zone: its share of min_free_kbytes, and a quarter or a thousandth of the zone above it.
+def recommended_kbytes(zones: list[Place]) -> int:
+    """vm.min_free_kbytes of such a machine with transparent huge pages.
 
-    Mirrors init_per_zone_wmark_min and __setup_per_zone_wmarks, with all pages taken as managed. With 0 the kernel's
-    own rule is taken, without what khugepaged adds to it.
+    Mirrors init_per_zone_wmark_min, raised by set_recommended_min_free_kbytes of khugepaged, with all pages taken as
+    managed. A guest without huge pages has less: then it is given.
     """
     total = sum(zone.pages for zone in zones)
-    least = min_free_kbytes << 10
-    if not least:
-        kilobytes = total * PAGE_BYTES >> 10
-        least = min(max(int((kilobytes * 16) ** 0.5) << 10, _MIN_BYTES), _MAX_BYTES)
+    own = min(max(math.isqrt((total * PAGE_BYTES >> 10) * 16), _MIN_KBYTES), _MAX_KBYTES)
+    pages = len(zones) * PAGEBLOCK_PAGES * (2 + PCP_MIGRATETYPES * PCP_MIGRATETYPES)
+    return max(own, min(pages, total // 20) * PAGE_BYTES >> 10)
+
+
+def watermarks(zones: list[Place], min_free_kbytes: int) -> list[Watermarks]:
+    """Of each zone: min, its share of min_free_kbytes, and low, a quarter or a thousandth of the zone above it.
+
+    Mirrors __setup_per_zone_wmarks, with all pages taken as managed.
+    """
+    total = sum(zone.pages for zone in zones)
+    pages = (min_free_kbytes << 10) // PAGE_BYTES
     found = []
     for zone in zones:
-        lowest = least // PAGE_BYTES * zone.pages // total
+        lowest = pages * zone.pages // total
         found.append(Watermarks(lowest, lowest + max(lowest // 4, zone.pages * _SCALE // 10000)))
     return found
 
@@ -155,7 +181,9 @@ def _pageblock_types(place: Place, plan: Plan) -> npt.NDArray[np.int64]:
     for steal in reversed(plan.steals):
         if steal.convert:  # before that it was of the other type
             head = (steal.pfn - place.first) & ~((1 << max(steal.order, PAGEBLOCK_ORDER)) - 1)
-            blocks = np.arange(head >> PAGEBLOCK_ORDER, (head >> PAGEBLOCK_ORDER) + max(1, (1 << steal.order) // PAGEBLOCK_PAGES))
+            blocks = np.arange(
+                head >> PAGEBLOCK_ORDER, (head >> PAGEBLOCK_ORDER) + max(1, (1 << steal.order) // PAGEBLOCK_PAGES)
+            )
             types[blocks] = steal.from_type
     return types
 

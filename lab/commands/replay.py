@@ -1,0 +1,186 @@
+"""``python -m lab replay``: a recording of a real guest under any policy and settings, and how it compares."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TextIO
+
+from common.cli import EXIT_OK
+from common.errors import UsageError
+from common.output import STDOUT, check_distinct, check_output, write_json
+from common.settings import POLICIES
+from common.units import format_size, parse_duration_ns, parse_size
+
+if TYPE_CHECKING:
+    from lab.replay.source import Recording
+
+__all__ = ["add_arguments", "run"]
+
+_HOUR_NS = 3600 * 10**9
+_MODES = ("zone",)
+_TIMES = ("timer", "recorded")
+_REPLAYED = tuple(name for name in POLICIES if name not in {"hint", "shared", "oracle"})
+
+
+def _read(parse: Callable[[str], Any], check: Callable[[Any], bool], allowed: str) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        try:
+            value = parse(text)
+            sound = check(value)
+        except (UsageError, ValueError):
+            sound = False
+        if not sound:
+            raise argparse.ArgumentTypeError(f"{text!r}; allowed is {allowed}")
+        return value
+
+    return read
+
+
+def _whole(low: int, high: int) -> Callable[[str], Any]:
+    return _read(lambda text: int(text) if text.isascii() and text.isdigit() else -1, lambda value: low <= value <= high, f"{low} to {high}")  # fmt: skip
+
+
+_SECONDS = _read(
+    lambda text: round(float(text) * 1e9),
+    lambda value: 0 <= value < 1 << 62,
+    "seconds on the recording's clock, such as 56.3",
+)
+_DURATION = _read(parse_duration_ns, lambda value: value <= _HOUR_NS, "0 to 1h with a unit, such as 100ms")
+_MEMORY = _read(
+    parse_size, lambda value: value >= 16 << 20 and value % 4096 == 0, "whole pages from 16MiB on, such as 1GiB"
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command's flags on ``parser``."""
+    add = parser.add_argument
+    add("trace", nargs="+", metavar="TRACE", help="recordings as `import` reads them, or a file that it wrote")
+    add("--start", default="", metavar="SNAPSHOT", help="the free lists when it begins: kpageflags or blocks.csv")
+    add("--from", dest="from_ns", type=_SECONDS, metavar="S", help="begin here on the recording's clock (default: where the snapshot was taken, if a mark says so, else the first event)")  # fmt: skip
+    add("--to", dest="to_ns", type=_SECONDS, metavar="S", help="end here (default: the last event)")
+    add("--mode", choices=_MODES, default="zone", help="zone: the free lists follow the recorded guest, page by page")
+    add("--policy", choices=_REPLAYED, default="rotate", help="who reports (default: rotate, which is mainline)")
+    add("--min-order", type=_whole(0, 10), default=9, metavar="N", help="lowest order reported (default: 9)")
+    add("--delay", dest="delay_ns", type=_DURATION, metavar="TIME", help="from request to pass (default: that of the policy)")  # fmt: skip
+    add("--capacity", type=_whole(1, 1024), metavar="N", help="blocks a report (default: that of the policy)")
+    add("--high-water-mark", type=_whole(0, 1 << 20), metavar="N", help="unreported blocks that ask for a run (default: that of the policy)")  # fmt: skip
+    add("--memory", type=_MEMORY, default=0, metavar="SIZE", help="the guest's memory (default: what the snapshot and the recording name, rounded up)")  # fmt: skip
+    add("--min-free-kbytes", type=_whole(1, 1 << 30), default=0, metavar="N", help="the guest's vm.min_free_kbytes (default: the kernel's own rule with huge pages)")  # fmt: skip
+    add("--hz", type=_whole(10, 1000), default=250, metavar="N", help="the guest's CONFIG_HZ, for its timers (default: 250)")  # fmt: skip
+    add("--tick-phase", dest="phase_ns", type=_DURATION, metavar="TIME", help="when a tick of the timers fell on the recording's clock (default: unknown, the mean is taken)")  # fmt: skip
+    add("--times", choices=_TIMES, default="timer", help="when passes begin: found by trigger and timer, or as recorded")  # fmt: skip
+    add("--requested", action="store_true", help="a pass was asked for already when the recording begins")
+    add("--check", action=argparse.BooleanOptionalAction, default=True, help="check the invariants after every pass")
+    add("--strict", action="store_true", help="refuse a recording with gaps, as `import --strict` does")
+    add("--against", default="", metavar="FILE", help="the real guest's reports beside ours: reports.csv, or a trace that holds them")  # fmt: skip
+    add("--blocks", action="store_true", help="with the pfn and order of every block, pass by pass")
+    add("--json", default="", metavar="PATH|-", help="write the result as JSON")
+    add("--plot", default="", metavar="FILE.png", help="a picture of the host's memory over time, of .png or .svg")
+    add("--force", action="store_true", help="overwrite files that exist")
+    add("--quiet", action="store_true", help="no table")
+
+
+def run(namespace: argparse.Namespace) -> int:
+    """Replay; the exit code.
+
+    Raises:
+        UsageError: the recording, the snapshot, a setting or an output cannot be used; nothing is written then.
+        InvariantViolation: a zone's lists, records and counters disagree, which is a bug.
+    """
+    traces: list[str] = namespace.trace
+    outputs = {"--json": namespace.json, "--plot": namespace.plot}
+    check_distinct({**outputs, **{f"TRACE {path}": path for path in traces}, "--start": namespace.start})
+    for path in outputs.values():
+        if path:
+            check_output(path, force=namespace.force)
+    if namespace.plot == STDOUT:
+        raise UsageError("--plot: '-' is no file; name one, such as resident.png")
+
+    from lab.replay import answer as told
+    from lab.replay.against import passes_of, read_real
+    from lab.replay.engine import Prices, ReplaySettings
+    from lab.replay.source import read_recording
+    from lab.trace.snapshot import read_snapshot
+
+    start = read_snapshot(namespace.start) if namespace.start else None
+    recording = read_recording(traces, start, namespace.from_ns, namespace.to_ns)
+    if namespace.strict and recording.refusals:
+        raise UsageError(f"--strict: {traces[0]}: {'; '.join(recording.refusals)}")
+    plan = told.zone_plan(recording)
+    machine = told.machine_of(plan, start, memory_bytes=namespace.memory, min_free_kbytes=namespace.min_free_kbytes)
+    settings = ReplaySettings(
+        policy=namespace.policy,
+        min_order=namespace.min_order,
+        delay_ns=namespace.delay_ns,
+        capacity=namespace.capacity,
+        high_water_mark=namespace.high_water_mark,
+        hz=namespace.hz,
+        phase_ns=namespace.phase_ns,
+        begins_ns=_recorded(recording, told.recorded_begins(recording)) if namespace.times == "recorded" else None,
+        requested=namespace.requested,
+        check=namespace.check,
+    )
+    done = told.replay(recording, plan, machine, start, settings, Prices())
+    done.run()
+    found = told.answer(done, recording, machine, plan, blocks=namespace.blocks)
+    real = read_real(namespace.against, recording.begin_ns, recording.end_ns) if namespace.against else None
+    if real is None:
+        real = passes_of(recording.rows) or None
+    if real is not None:
+        found["against"] = told.beside(done, recording, machine, start, plan, real)
+    if namespace.plot:
+        from lab.replay.picture import draw
+
+        draw([(recording.name, found)], namespace.plot, force=namespace.force)
+    if not namespace.quiet:
+        _print(sys.stderr if namespace.json == STDOUT else sys.stdout, found)
+    if namespace.json:
+        write_json(found, namespace.json, force=namespace.force)
+    return EXIT_OK
+
+
+def _recorded(recording: Recording, begins_ns: tuple[int, ...]) -> tuple[int, ...]:
+    if not begins_ns:
+        raise UsageError(f"--times recorded: {recording.name} holds no event `process`; leave it to the timer")
+    return begins_ns
+
+
+def _print(talk: TextIO, found: dict[str, Any]) -> None:
+    """The figures for people."""
+    settings, unknown = found["settings"], found["unknown"]
+    talk.write(
+        f"{settings['policy']}, order {settings['min_order']}, delay {settings['delay_ns'] / 1e9:g} s, "
+        f"{settings['capacity']} blocks a report; {found['begin_s']:.3f} to {found['end_s']:.3f} s, "
+        f"{found['events']} moves\n"
+    )
+    against = found.get("against")
+    for one in found["passes"] if against is None else against["passes"]:
+        if against is None:
+            talk.write(
+                f"  {one['t_s']:10.3f} s  {one['reports']} reports, {one['blocks']} blocks, {format_size(one['bytes'])}\n"
+            )
+            continue
+        ours, real = (f"{one[key]:10.3f} s" if one[key] is not None else "      none" for key in ("t_s", "real_t_s"))
+        shared = f", {one['blocks_shared']} of {one['real_blocks']} blocks" if "real_blocks" in one else ""
+        talk.write(f"  ours {ours} {format_size(one['bytes'])}, real {real} {format_size(one['real_bytes'])}{shared}\n")
+    talk.write(
+        f"reported {format_size(found['reported_bytes'])}, {found['gib_min']:.3f} GiB·min, {found['refaults']} refaults "
+        f"({found['refault_s']:.3f} s), host {found['host_cpu_s']:.3f} s\n"
+    )
+    if any(unknown.values()):
+        talk.write(
+            f"unknown: {unknown['taken_not_free_pages']} pages taken that were not free, "
+            f"{unknown['freed_not_used_pages']} freed that were, {unknown['taken_while_reported_blocks']} blocks taken "
+            f"while reported, {unknown['frees_without_event']} frees without an event\n"
+        )
+    if against is not None:
+        blocks, ratio = against["blocks_found"], against["bytes_ratio"]
+        talk.write(
+            f"against the real guest: {against['passes_within_5_percent']:.0%} of passes within 5 %"
+            + ("" if ratio is None else f", bytes {ratio:.4f}")
+            + ("" if blocks is None else f", blocks {blocks:.2%}")
+            + (f", memory off by {against['resident_off_mean']:.3%}" if "resident_off_mean" in against else "")
+            + "\n"
+        )
