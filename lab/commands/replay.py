@@ -102,14 +102,18 @@ def run(namespace: argparse.Namespace) -> int:
     from lab.replay.against import passes_of, read_real
     from lab.replay.engine import Prices, ReplaySettings
     from lab.replay.source import read_recording
+    from lab.replay.start import corrected
     from lab.trace.snapshot import read_snapshot
 
+    corrected_pages = 0
     start = read_snapshot(namespace.start) if namespace.start else None
     recording = read_recording(traces, start, namespace.from_ns, namespace.to_ns)
     if namespace.strict and recording.refusals:
         raise UsageError(f"--strict: {traces[0]}: {'; '.join(recording.refusals)}")
     plan = told.zone_plan(recording)
     machine = told.machine_of(plan, start, memory_bytes=namespace.memory, min_free_kbytes=namespace.min_free_kbytes)
+    if start is not None:
+        start, corrected_pages = corrected(start, recording.rows, machine.pages)
     settings = ReplaySettings(
         policy=namespace.policy,
         min_order=namespace.min_order,
@@ -125,6 +129,7 @@ def run(namespace: argparse.Namespace) -> int:
     done = told.replay(recording, plan, machine, start, settings, Prices())
     done.run()
     found = told.answer(done, recording, machine, plan, blocks=namespace.blocks)
+    found["unknown"]["start_corrected_pages"] = corrected_pages
     real = read_real(namespace.against, recording.begin_ns, recording.end_ns) if namespace.against else None
     if real is None:
         real = passes_of(recording.rows) or None
@@ -173,7 +178,8 @@ def _print(talk: TextIO, found: dict[str, Any]) -> None:
         talk.write(
             f"unknown: {unknown['taken_not_free_pages']} pages taken that were not free, "
             f"{unknown['freed_not_used_pages']} freed that were, {unknown['taken_while_reported_blocks']} blocks taken "
-            f"while reported, {unknown['frees_without_event']} frees without an event\n"
+            f"while reported, {unknown['frees_without_event']} frees without an event, "
+            f"{unknown['start_corrected_pages']} pages of the snapshot corrected\n"
         )
     if against is not None:
         blocks, ratio = against["blocks_found"], against["bytes_ratio"]

@@ -41,7 +41,9 @@ from guest.allocator.lists import add_to_free_list, add_to_free_list_tail, del_p
 from guest.allocator.pageblocks import move_free_pages, move_list_entry, write_pageblock_type
 from guest.allocator.repair import empty_lists
 from guest.allocator.view import ctl_of, open_zone, pages_of, residence_of
-from guest.reporting.blocks import leave_flight, release_held
+from guest.allocator.held import release_held
+from guest.reporting.blocks import leave_flight
+from lab.trace.events import Event
 
 __all__ = [
     "COUNTS",
@@ -59,6 +61,7 @@ __all__ = [
     "OP_TOUCH",
     "apply",
     "discard",
+    "mark_first",
     "pages_held",
     "seed",
     "set_resident",
@@ -69,6 +72,7 @@ __all__ = [
 ]
 
 MT_FIELD = 0x7
+TAKEN = int(Event.mm_page_alloc_zone_locked)
 MOVABLE = int(Migratetype.MOVABLE)
 
 # What a row of a plan does.
@@ -314,3 +318,18 @@ def apply(address, ops, pfns, orders, types, row, end, stop, counts):  # type: i
         else:
             steal(zone, pfn, migratetype, op == OP_CONVERT)
     return row
+
+
+@kernel
+def mark_first(first, events, pfns, orders):  # type: ignore[no-untyped-def]
+    """Write down what each page's first event says of the buddy lists at the start: uint8[], 1 on them, 2 off them.
+
+    ``events``: the number of a page event, -1 for rows that say nothing.
+    """
+    for row in range(events.size):
+        event = np.int64(events[row])
+        if event < 0:
+            continue
+        for page in range(np.int64(pfns[row]), np.int64(pfns[row]) + (1 << np.int64(orders[row]))):
+            if first[page] == 0:
+                first[page] = 1 if event == TAKEN else 2

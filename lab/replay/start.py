@@ -22,7 +22,9 @@ from common.layout import NEVER_TOUCHED, RESIDENT, RETURNED
 from guest.allocator.zone import Zone, ZoneSettings
 from lab.replay import kernels
 from lab.replay.plan import Plan
-from lab.trace.snapshot import Snapshot
+from lab.trace.columns import Columns
+from lab.trace.events import Event
+from lab.trace.snapshot import UNKNOWN_PAGES, Snapshot, free_heads
 
 __all__ = [
     "ZONE_ENDS",
@@ -170,6 +172,54 @@ def build_zone(place: Place, marks: Watermarks, start: Snapshot | None, plan: Pl
         resident[head + known : head + size] = away
     kernels.set_resident(zone.address, resident)
     return zone
+
+
+def corrected(start: Snapshot, rows: Columns, pages: int) -> tuple[Snapshot, int]:
+    """The snapshot as it must have been when the recording began, and how many pages that changes.
+
+    Between the two pages may have changed hands. A page whose first event is that the zone hands it out was on the
+    buddy lists; one that is first drained to them, freed, or handed out by a per-CPU list was not. What the host holds
+    stays as it was seen.
+    """
+    first: npt.NDArray[np.uint8] = np.zeros(pages, np.uint8)
+    event = rows["event"]
+    telling = np.where(event <= Event.mm_page_pcpu_drain, event, 255).astype(np.int16)
+    telling[(telling == 255) | (event == Event.mm_page_free_batched)] = -1
+    kernels.mark_first(first, telling, rows["pfn"], rows["order"])
+    free: npt.NDArray[np.bool_] = np.zeros(pages, np.bool_)
+    for pfn, order in zip(start.pfn.tolist(), start.order.tolist(), strict=True):
+        free[pfn : pfn + (1 << order)] = True
+    wrong = (free & (first == 2)) | (~free & (first == 1))
+    changed = int(np.count_nonzero(wrong))
+    if not changed:
+        return start, 0
+    pfn, order = free_heads(free ^ wrong)
+    return _as_seen(start, pfn, order, pages), changed
+
+
+def _as_seen(start: Snapshot, pfn: npt.NDArray[np.int64], order: npt.NDArray[np.uint8], pages: int) -> Snapshot:
+    """Free blocks ``pfn`` with what the snapshot says of them: Reported if they are the same blocks still."""
+    held: npt.NDArray[np.int8] = np.ones(pages, np.int8)  # in use: the host has it
+    unknown: npt.NDArray[np.bool_] = np.zeros(pages, np.bool_)
+    before = {}
+    for row, (head, size) in enumerate(zip(start.pfn.tolist(), (1 << start.order.astype(np.int64)).tolist(), strict=True)):
+        before[head, size] = row
+        count = int(start.host_allocated_pages[row])
+        unknown[head : head + size] = count < 0
+        away = bool(start.reported[row]) if count < 0 else True
+        held[head + max(count, 0) : head + size] = 0 if away else 1
+    sizes = 1 << order.astype(np.int64)
+    same = [before.get(block, -1) for block in zip(pfn.tolist(), sizes.tolist(), strict=True)]
+    totals = np.concatenate([np.zeros(1, np.int64), np.cumsum(held, dtype=np.int64)])
+    counts = totals[pfn + sizes] - totals[pfn]
+    counts[unknown[pfn] & np.array([row >= 0 for row in same], np.bool_)] = UNKNOWN_PAGES
+    return replace(
+        start,
+        pfn=pfn,
+        order=order,
+        reported=np.array([row >= 0 and bool(start.reported[row]) for row in same], np.bool_),
+        host_allocated_pages=counts,
+    )
 
 
 def _pageblock_types(place: Place, plan: Plan) -> npt.NDArray[np.int64]:
