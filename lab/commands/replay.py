@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TextIO
@@ -26,12 +27,10 @@ _REPLAYED = tuple(name for name in POLICIES if name not in {"hint", "shared", "o
 
 def _read(parse: Callable[[str], Any], check: Callable[[Any], bool], allowed: str) -> Callable[[str], Any]:
     def read(text: str) -> Any:
-        try:
+        value = None
+        with contextlib.suppress(UsageError, ValueError, OverflowError):
             value = parse(text)
-            sound = check(value)
-        except (UsageError, ValueError):
-            sound = False
-        if not sound:
+        if value is None or not check(value):
             raise argparse.ArgumentTypeError(f"{text!r}; allowed is {allowed}")
         return value
 
@@ -39,7 +38,10 @@ def _read(parse: Callable[[str], Any], check: Callable[[Any], bool], allowed: st
 
 
 def _whole(low: int, high: int) -> Callable[[str], Any]:
-    return _read(lambda text: int(text) if text.isascii() and text.isdigit() else -1, lambda value: low <= value <= high, f"{low} to {high}")  # fmt: skip
+    def parse(text: str) -> int:
+        return int(text) if text.isascii() and text.isdigit() else low - 1
+
+    return _read(parse, lambda value: low <= value <= high, f"{low} to {high}")
 
 
 _SECONDS = _read(
@@ -53,33 +55,85 @@ _MEMORY = _read(
 )
 
 
+# Flag, what argparse is told of it, and its help.
+_FLAGS: tuple[tuple[str, dict[str, Any], str], ...] = (
+    ("--start", {"default": "", "metavar": "SNAPSHOT"}, "the free lists when it begins: kpageflags or blocks.csv"),
+    (
+        "--from",
+        {"dest": "from_ns", "type": _SECONDS, "metavar": "S"},
+        "begin here on the recording's clock (default: where a mark says that the snapshot was taken, or the start)",
+    ),
+    ("--to", {"dest": "to_ns", "type": _SECONDS, "metavar": "S"}, "end here (default: the last event)"),
+    (
+        "--mode",
+        {"choices": _MODES, "default": "zone"},
+        "zone: the free lists follow the recorded guest, page by page (default)",
+    ),
+    ("--policy", {"choices": _REPLAYED, "default": "rotate"}, "who reports (default: rotate, which is mainline)"),
+    ("--min-order", {"type": _whole(0, 10), "default": 9, "metavar": "N"}, "lowest order reported (default: 9)"),
+    (
+        "--delay",
+        {"dest": "delay_ns", "type": _DURATION, "metavar": "TIME"},
+        "from request to pass (default: that of the policy)",
+    ),
+    ("--capacity", {"type": _whole(1, 1024), "metavar": "N"}, "blocks a report (default: that of the policy)"),
+    (
+        "--high-water-mark",
+        {"type": _whole(0, 1 << 20), "metavar": "N"},
+        "unreported blocks that ask for a run (default: that of the policy)",
+    ),
+    (
+        "--memory",
+        {"type": _MEMORY, "default": 0, "metavar": "SIZE"},
+        "the guest's memory (default: what the snapshot and the recording name, rounded up)",
+    ),
+    (
+        "--min-free-kbytes",
+        {"type": _whole(1, 1 << 30), "default": 0, "metavar": "N"},
+        "the guest's vm.min_free_kbytes (default: the kernel's own rule with huge pages)",
+    ),
+    ("--hz", {"type": _whole(10, 1000), "default": 250, "metavar": "N"}, "the guest's CONFIG_HZ (default: 250)"),
+    (
+        "--tick-phase",
+        {"dest": "phase_ns", "type": _DURATION, "metavar": "TIME"},
+        "when a tick of its timers fell on the recording's clock (default: unknown, the mean is taken)",
+    ),
+    (
+        "--times",
+        {"choices": _TIMES, "default": "timer"},
+        "when passes begin: found by trigger and timer (default), or as recorded",
+    ),
+    ("--requested", {"action": "store_true"}, "a pass was asked for already when the recording begins"),
+    (
+        "--check",
+        {"action": argparse.BooleanOptionalAction, "default": True},
+        "check the invariants after every pass (default: yes)",
+    ),
+    ("--strict", {"action": "store_true"}, "refuse a recording with gaps, as `import --strict` does"),
+    (
+        "--against",
+        {"default": "", "metavar": "FILE"},
+        "the real guest's reports beside ours: reports.csv, or a trace that holds them (default: the recording's own)",
+    ),
+    ("--blocks", {"action": "store_true"}, "with the pfn and order of every block, pass by pass"),
+    ("--json", {"default": "", "metavar": "PATH|-"}, "write the result as JSON"),
+    (
+        "--plot",
+        {"default": "", "metavar": "FILE"},
+        "a picture of the host's memory over time; the name ends in .png or .svg",
+    ),
+    ("--force", {"action": "store_true"}, "overwrite files that exist"),
+    ("--quiet", {"action": "store_true"}, "no table"),
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's flags on ``parser``."""
-    add = parser.add_argument
-    add("trace", nargs="+", metavar="TRACE", help="recordings as `import` reads them, or a file that it wrote")
-    add("--start", default="", metavar="SNAPSHOT", help="the free lists when it begins: kpageflags or blocks.csv")
-    add("--from", dest="from_ns", type=_SECONDS, metavar="S", help="begin here on the recording's clock (default: where the snapshot was taken, if a mark says so, else the first event)")  # fmt: skip
-    add("--to", dest="to_ns", type=_SECONDS, metavar="S", help="end here (default: the last event)")
-    add("--mode", choices=_MODES, default="zone", help="zone: the free lists follow the recorded guest, page by page")
-    add("--policy", choices=_REPLAYED, default="rotate", help="who reports (default: rotate, which is mainline)")
-    add("--min-order", type=_whole(0, 10), default=9, metavar="N", help="lowest order reported (default: 9)")
-    add("--delay", dest="delay_ns", type=_DURATION, metavar="TIME", help="from request to pass (default: that of the policy)")  # fmt: skip
-    add("--capacity", type=_whole(1, 1024), metavar="N", help="blocks a report (default: that of the policy)")
-    add("--high-water-mark", type=_whole(0, 1 << 20), metavar="N", help="unreported blocks that ask for a run (default: that of the policy)")  # fmt: skip
-    add("--memory", type=_MEMORY, default=0, metavar="SIZE", help="the guest's memory (default: what the snapshot and the recording name, rounded up)")  # fmt: skip
-    add("--min-free-kbytes", type=_whole(1, 1 << 30), default=0, metavar="N", help="the guest's vm.min_free_kbytes (default: the kernel's own rule with huge pages)")  # fmt: skip
-    add("--hz", type=_whole(10, 1000), default=250, metavar="N", help="the guest's CONFIG_HZ, for its timers (default: 250)")  # fmt: skip
-    add("--tick-phase", dest="phase_ns", type=_DURATION, metavar="TIME", help="when a tick of the timers fell on the recording's clock (default: unknown, the mean is taken)")  # fmt: skip
-    add("--times", choices=_TIMES, default="timer", help="when passes begin: found by trigger and timer, or as recorded")  # fmt: skip
-    add("--requested", action="store_true", help="a pass was asked for already when the recording begins")
-    add("--check", action=argparse.BooleanOptionalAction, default=True, help="check the invariants after every pass")
-    add("--strict", action="store_true", help="refuse a recording with gaps, as `import --strict` does")
-    add("--against", default="", metavar="FILE", help="the real guest's reports beside ours: reports.csv, or a trace that holds them")  # fmt: skip
-    add("--blocks", action="store_true", help="with the pfn and order of every block, pass by pass")
-    add("--json", default="", metavar="PATH|-", help="write the result as JSON")
-    add("--plot", default="", metavar="FILE.png", help="a picture of the host's memory over time, of .png or .svg")
-    add("--force", action="store_true", help="overwrite files that exist")
-    add("--quiet", action="store_true", help="no table")
+    parser.add_argument(
+        "trace", nargs="+", metavar="TRACE", help="recordings as `import` reads them, or a file that it wrote"
+    )
+    for flag, told, text in _FLAGS:
+        parser.add_argument(flag, help=text, **told)
 
 
 def run(namespace: argparse.Namespace) -> int:
@@ -95,25 +149,33 @@ def run(namespace: argparse.Namespace) -> int:
     for path in outputs.values():
         if path:
             check_output(path, force=namespace.force)
-    if namespace.plot == STDOUT:
-        raise UsageError("--plot: '-' is no file; name one, such as resident.png")
+    if namespace.plot and not namespace.plot.lower().endswith((".png", ".svg")):
+        raise UsageError(f"--plot: {namespace.plot!r}; allowed is a file name that ends in .png or .svg")
+    found = _replayed(namespace)
+    if namespace.plot:
+        from lab.replay.picture import draw
 
+        draw([(traces[0], found)], namespace.plot, force=namespace.force)
+    if not namespace.quiet:
+        _print(sys.stderr if namespace.json == STDOUT else sys.stdout, found)
+    if namespace.json:
+        write_json(found, namespace.json, force=namespace.force)
+    return EXIT_OK
+
+
+def _replayed(namespace: argparse.Namespace) -> dict[str, Any]:
+    """The answer."""
     from lab.replay import answer as told
     from lab.replay.against import passes_of, read_real
-    from lab.replay.engine import Prices, ReplaySettings
+    from lab.replay.engine import ReplaySettings
     from lab.replay.source import read_recording
-    from lab.replay.start import corrected
     from lab.trace.snapshot import read_snapshot
 
-    corrected_pages = 0
     start = read_snapshot(namespace.start) if namespace.start else None
-    recording = read_recording(traces, start, namespace.from_ns, namespace.to_ns)
+    recording = read_recording(namespace.trace, start, namespace.from_ns, namespace.to_ns)
     if namespace.strict and recording.refusals:
-        raise UsageError(f"--strict: {traces[0]}: {'; '.join(recording.refusals)}")
-    plan = told.zone_plan(recording)
-    machine = told.machine_of(plan, start, memory_bytes=namespace.memory, min_free_kbytes=namespace.min_free_kbytes)
-    if start is not None:
-        start, corrected_pages = corrected(start, recording.rows, machine.pages)
+        raise UsageError(f"--strict: {namespace.trace[0]}: {'; '.join(recording.refusals)}")
+    scene = told.scene_of(recording, start, memory_bytes=namespace.memory, min_free_kbytes=namespace.min_free_kbytes)
     settings = ReplaySettings(
         policy=namespace.policy,
         min_order=namespace.min_order,
@@ -126,24 +188,17 @@ def run(namespace: argparse.Namespace) -> int:
         requested=namespace.requested,
         check=namespace.check,
     )
-    done = told.replay(recording, plan, machine, start, settings, Prices())
+    real = (
+        read_real(namespace.against, recording.begin_ns, recording.end_ns)
+        if namespace.against
+        else passes_of(recording.rows)
+    )
+    done = told.replay(scene, settings)
     done.run()
-    found = told.answer(done, recording, machine, plan, blocks=namespace.blocks)
-    found["unknown"]["start_corrected_pages"] = corrected_pages
-    real = read_real(namespace.against, recording.begin_ns, recording.end_ns) if namespace.against else None
-    if real is None:
-        real = passes_of(recording.rows) or None
-    if real is not None:
-        found["against"] = told.beside(done, recording, machine, start, plan, real)
-    if namespace.plot:
-        from lab.replay.picture import draw
-
-        draw([(recording.name, found)], namespace.plot, force=namespace.force)
-    if not namespace.quiet:
-        _print(sys.stderr if namespace.json == STDOUT else sys.stdout, found)
-    if namespace.json:
-        write_json(found, namespace.json, force=namespace.force)
-    return EXIT_OK
+    found = told.answer(done, scene, blocks=namespace.blocks)
+    if real or namespace.against:
+        found["against"] = told.beside(done, scene, real)
+    return found
 
 
 def _recorded(recording: Recording, begins_ns: tuple[int, ...]) -> tuple[int, ...]:
@@ -163,16 +218,15 @@ def _print(talk: TextIO, found: dict[str, Any]) -> None:
     against = found.get("against")
     for one in found["passes"] if against is None else against["passes"]:
         if against is None:
-            talk.write(
-                f"  {one['t_s']:10.3f} s  {one['reports']} reports, {one['blocks']} blocks, {format_size(one['bytes'])}\n"
-            )
+            size = format_size(one["bytes"])
+            talk.write(f"  {one['t_s']:10.3f} s  {one['reports']} reports, {one['blocks']} blocks, {size}\n")
             continue
         ours, real = (f"{one[key]:10.3f} s" if one[key] is not None else "      none" for key in ("t_s", "real_t_s"))
         shared = f", {one['blocks_shared']} of {one['real_blocks']} blocks" if "real_blocks" in one else ""
         talk.write(f"  ours {ours} {format_size(one['bytes'])}, real {real} {format_size(one['real_bytes'])}{shared}\n")
     talk.write(
-        f"reported {format_size(found['reported_bytes'])}, {found['gib_min']:.3f} GiB·min, {found['refaults']} refaults "
-        f"({found['refault_s']:.3f} s), host {found['host_cpu_s']:.3f} s\n"
+        f"reported {format_size(found['reported_bytes'])}, {found['gib_min']:.3f} GiB·min, "
+        f"{found['refaults']} refaults ({found['refault_s']:.3f} s), host {found['host_cpu_s']:.3f} s\n"
     )
     if any(unknown.values()):
         talk.write(

@@ -113,7 +113,7 @@ class Replay:
         self,
         plan: Plan,
         zones: Sequence[tuple[Place, Watermarks]],
-        start: Snapshot | None,
+        start: Snapshot,
         settings: ReplaySettings,
         prices: Prices,
         *,
@@ -140,7 +140,7 @@ class Replay:
             int(np.count_nonzero(lane.zone.resident_map() == RESIDENT)) for lane in self._lanes
         )
 
-    def _lane(self, plan: Plan, place: Place, marks: Watermarks, start: Snapshot | None) -> _Lane:
+    def _lane(self, plan: Plan, place: Place, marks: Watermarks, start: Snapshot) -> _Lane:
         own = plan.of_pages(place.first, place.end)
         settings, policy = self.settings, self.policy
         high_water_mark = policy.high_water_mark if settings.high_water_mark is None else settings.high_water_mark

@@ -37,11 +37,11 @@ from guest.allocator.buddy import (
     free_one,
     pageblock_type,
 )
+from guest.allocator.held import release_held
 from guest.allocator.lists import add_to_free_list, add_to_free_list_tail, del_page_from_free_list
 from guest.allocator.pageblocks import move_free_pages, move_list_entry, write_pageblock_type
 from guest.allocator.repair import empty_lists
 from guest.allocator.view import ctl_of, open_zone, pages_of, residence_of
-from guest.allocator.held import release_held
 from guest.reporting.blocks import leave_flight
 from lab.trace.events import Event
 

@@ -120,7 +120,7 @@ def _bypassing_frees(rows: Columns) -> npt.NDArray[np.intp]:
         & (what[1:] == Event.mm_page_alloc_zone_locked)
         & has_own_lists(order[:-1])
     )
-    return by_page[:-1][found]
+    return np.asarray(by_page[:-1][found], np.intp)
 
 
 def _steals(rows: Columns) -> list[Steal]:

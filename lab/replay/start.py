@@ -132,7 +132,7 @@ def watermarks(zones: list[Place], min_free_kbytes: int) -> list[Watermarks]:
     return found
 
 
-def build_zone(place: Place, marks: Watermarks, start: Snapshot | None, plan: Plan, settings: ZoneSettings) -> Zone:
+def build_zone(place: Place, marks: Watermarks, start: Snapshot, plan: Plan, settings: ZoneSettings) -> Zone:
     """A zone of our own with the free blocks of the snapshot, and the host's pages under it.
 
     The snapshot tells neither types nor the order of the lists. A pageblock is of the type that the recording frees its
@@ -151,11 +151,6 @@ def build_zone(place: Place, marks: Watermarks, start: Snapshot | None, plan: Pl
     types = _pageblock_types(place, plan)
     kernels.write_types(zone.address, types)
     resident = np.full(place.pages, RESIDENT, np.uint8)
-    empty = np.zeros(0, np.int64)
-    if start is None:
-        kernels.seed(zone.address, empty, empty, empty, np.zeros(0, np.bool_))
-        kernels.set_resident(zone.address, resident)
-        return zone
     inside = (start.pfn >= place.first) & (start.pfn < place.end)
     pfn = start.pfn[inside] - place.first
     order = start.order[inside].astype(np.int64)
@@ -174,12 +169,19 @@ def build_zone(place: Place, marks: Watermarks, start: Snapshot | None, plan: Pl
     return zone
 
 
+def nothing_known() -> Snapshot:
+    """A snapshot that knows of no free block: what ``corrected`` makes of it was learnt from the events alone."""
+    empty: npt.NDArray[np.int64] = np.zeros(0, np.int64)
+    return Snapshot("nothing", "none", empty, empty.astype(np.uint8), empty.astype(np.bool_), empty, 0)
+
+
 def corrected(start: Snapshot, rows: Columns, pages: int) -> tuple[Snapshot, int]:
     """The snapshot as it must have been when the recording began, and how many pages that changes.
 
     Between the two pages may have changed hands. A page whose first event is that the zone hands it out was on the
-    buddy lists; one that is first drained to them, freed, or handed out by a per-CPU list was not. What the host holds
-    stays as it was seen.
+    buddy lists; one that is first drained to them, freed, or handed out by a per-CPU list was not, and neither were
+    those below it in its block that no event names: a block is handed out from its low end, and they are still where
+    they went then. What the host holds stays as it was seen.
     """
     first: npt.NDArray[np.uint8] = np.zeros(pages, np.uint8)
     event = rows["event"]
@@ -190,6 +192,10 @@ def corrected(start: Snapshot, rows: Columns, pages: int) -> tuple[Snapshot, int
     for pfn, order in zip(start.pfn.tolist(), start.order.tolist(), strict=True):
         free[pfn : pfn + (1 << order)] = True
     wrong = (free & (first == 2)) | (~free & (first == 1))
+    for pfn, order in zip(start.pfn.tolist(), start.order.tolist(), strict=True):
+        taken = np.flatnonzero(wrong[pfn : pfn + (1 << order)])
+        if taken.size:  # expand() hands a block out from its low end
+            wrong[pfn : pfn + int(taken[-1])] |= first[pfn : pfn + int(taken[-1])] == 0
     changed = int(np.count_nonzero(wrong))
     if not changed:
         return start, 0
@@ -202,7 +208,9 @@ def _as_seen(start: Snapshot, pfn: npt.NDArray[np.int64], order: npt.NDArray[np.
     held: npt.NDArray[np.int8] = np.ones(pages, np.int8)  # in use: the host has it
     unknown: npt.NDArray[np.bool_] = np.zeros(pages, np.bool_)
     before = {}
-    for row, (head, size) in enumerate(zip(start.pfn.tolist(), (1 << start.order.astype(np.int64)).tolist(), strict=True)):
+    for row, (head, size) in enumerate(
+        zip(start.pfn.tolist(), (1 << start.order.astype(np.int64)).tolist(), strict=True)
+    ):
         before[head, size] = row
         count = int(start.host_allocated_pages[row])
         unknown[head : head + size] = count < 0
