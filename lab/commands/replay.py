@@ -55,6 +55,16 @@ _MEMORY = _read(
 )
 
 
+# What is not known, or not as it should be, and what was done about it.
+_NOTES = {
+    "taken_not_free_pages": "pages taken that were not free here: a free was missed, or the start differs",
+    "freed_not_used_pages": "pages freed that were free here: skipped",
+    "taken_while_reported_blocks": "blocks that the guest took while they were reported here: the report lost them",
+    "frees_without_event": "frees past the per-CPU lists without an event, found by what came after",
+    "takes_without_event": "pages or blocks taken without an event, found as they were freed",
+    "start_corrected_pages": "pages of the snapshot changed: their first event says otherwise",
+}
+
 # Flag, what argparse is told of it, and its help.
 _FLAGS: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("--start", {"default": "", "metavar": "SNAPSHOT"}, "the free lists when it begins: kpageflags or blocks.csv"),
@@ -228,13 +238,7 @@ def _print(talk: TextIO, found: dict[str, Any]) -> None:
         f"reported {format_size(found['reported_bytes'])}, {found['gib_min']:.3f} GiB·min, "
         f"{found['refaults']} refaults ({found['refault_s']:.3f} s), host {found['host_cpu_s']:.3f} s\n"
     )
-    if any(unknown.values()):
-        talk.write(
-            f"unknown: {unknown['taken_not_free_pages']} pages taken that were not free, "
-            f"{unknown['freed_not_used_pages']} freed that were, {unknown['taken_while_reported_blocks']} blocks taken "
-            f"while reported, {unknown['frees_without_event']} frees without an event, "
-            f"{unknown['start_corrected_pages']} pages of the snapshot corrected\n"
-        )
+    talk.write("".join(f"  note: {count} {_NOTES[key]}\n" for key, count in unknown.items() if count))
     if against is not None:
         blocks, ratio = against["blocks_found"], against["bytes_ratio"]
         talk.write(

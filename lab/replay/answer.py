@@ -56,7 +56,7 @@ def scene_of(recording: Recording, start: Snapshot | None, *, memory_bytes: int 
     Raises:
         UsageError: what is given contradicts them, or the recording has no zone events.
     """
-    plan = build_plan(recording.rows)
+    plan = build_plan(recording.rows, start if recording.at_snapshot else None)
     if not np.isin(plan.op, [kernels.OP_TAKE, kernels.OP_GIVE]).any():
         raise UsageError(
             f"{recording.name}: has neither mm_page_alloc_zone_locked nor mm_page_pcpu_drain; a zone replay needs "
@@ -67,7 +67,7 @@ def scene_of(recording: Recording, start: Snapshot | None, *, memory_bytes: int 
     found = places(pages)
     kbytes = min_free_kbytes or recommended_kbytes(found)
     zones = list(zip(found, watermarks(found, kbytes), strict=True))
-    begin, changed = corrected(start or nothing_known(), recording.rows, found[-1].end)
+    begin, changed = corrected(start or nothing_known(), recording, found[-1].end)
     return Scene(recording, plan, begin, pages, zones, kbytes, changed)
 
 
@@ -117,6 +117,7 @@ def answer(done: Replay, scene: Scene, *, blocks: bool) -> dict[str, Any]:
             "freed_not_used_pages": int(counts[kernels.C_NOT_USED]),
             "taken_while_reported_blocks": int(counts[kernels.C_CONFLICTS]),
             "frees_without_event": scene.plan.unseen_frees,
+            "takes_without_event": scene.plan.silent_takes,
             "start_corrected_pages": scene.corrected_pages,
         },
     }

@@ -6,6 +6,7 @@ taken and ends where the next one was; the marks in the traces say when. NAME be
 
 from __future__ import annotations
 
+import itertools
 import re
 import sys
 from dataclasses import replace
@@ -78,18 +79,20 @@ def phases_of(folder: Path, name: str) -> list[tuple[str, dict[str, Any], dict[s
         if told_mark is not None:
             marks.append((int(told_mark[1]), round(float(told_mark[2]) * 1e9), told_mark[3]))
     found = []
-    for (number, begin_ns, label), (end_number, end_ns, end_label) in zip(marks, marks[1:], strict=False):
+    for (number, begin_ns, label), (end_number, end_ns, end_label) in itertools.pairwise(marks):
         start = read_snapshot(str(folder / f"snapshots/{name}.snap{number:02d}_{label}.blocks.csv.gz"))
         end = read_snapshot(str(folder / f"snapshots/{name}.snap{end_number:02d}_{end_label}.blocks.csv.gz"))
-        answer, row = _phase(_part(whole, begin_ns, end_ns), start, end, order)
-        row = {"recording": name, "phase": end_label, "order": order, **row}
-        found.append((f"order {order}, {end_label}", answer, row))
+        answer, figures = _phase(_part(whole, begin_ns, end_ns), start, end, order)
+        figures = {"recording": name, "phase": end_label, "order": order, **figures}
+        found.append((f"order {order}, {end_label}", answer, figures))
     return found
 
 
 def _part(whole: Recording, begin_ns: int, end_ns: int) -> Recording:
     low, high = np.searchsorted(whole.rows["t_ns"], [begin_ns, end_ns])
-    return replace(whole, rows=whole.rows.take(slice(int(low), int(high))), begin_ns=begin_ns, end_ns=end_ns)
+    return replace(
+        whole, rows=whole.rows.take(slice(int(low), int(high))), begin_ns=begin_ns, end_ns=end_ns, at_snapshot=True
+    )
 
 
 def _phase(part: Recording, start: Snapshot, end: Snapshot, order: int) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -130,19 +133,39 @@ def _line(row: dict[str, Any]) -> str:
 
 def _table(rows: list[dict[str, Any]]) -> str:
     """The table of docs/fidelity.md."""
-    lines = [
-        "| order | phase | moves | passes | within 5 % | MiB reported | bytes, ours/real | blocks found | memory off, mean "
-        "| pass begins off by, at most | free blocks apart at the end | free and held at the end, ours/real MiB |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    head = [
+        "order",
+        "phase",
+        "moves",
+        "passes",
+        "within 5 %",
+        "MiB reported",
+        "bytes, ours/real",
+        "blocks found",
+        "memory off, mean",
+        "pass off, at most",
+        "free blocks apart at the end",
+        "free and held at the end, ours/real MiB",
     ]
-    for row in rows:
-        lines.append(
-            f"| {row['order']} | {row['phase']} | {row['moves']} | {row['passes']} | {_share(row['within_5_percent'])} "
-            f"| {row['real_mib']:.1f} | {_number(row['bytes_ratio'])} | {_share(row['blocks_found'])} "
-            f"| {_share(row['resident_off_mean'], 3)} | {_number(row['largest_time_off_s'], 3)} s "
-            f"| {row['end_blocks_apart']} | {row['end_held_mib']:.2f} / {row['end_real_held_mib']:.2f} |"
-        )
-    return "\n".join(lines) + "\n"
+    lines = [head, ["---"] * len(head)]
+    lines += [
+        [
+            str(row["order"]),
+            row["phase"],
+            str(row["moves"]),
+            str(row["passes"]),
+            _share(row["within_5_percent"]),
+            f"{row['real_mib']:.1f}",
+            _number(row["bytes_ratio"]),
+            _share(row["blocks_found"]),
+            _share(row["resident_off_mean"], 3),
+            f"{_number(row['largest_time_off_s'], 3)} s",
+            str(row["end_blocks_apart"]),
+            f"{row['end_held_mib']:.2f} / {row['end_real_held_mib']:.2f}",
+        ]
+        for row in rows
+    ]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
 def _share(value: float | None, digits: int = 0) -> str:

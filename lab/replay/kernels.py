@@ -53,12 +53,15 @@ __all__ = [
     "C_NOT_USED",
     "C_REFAULTS",
     "C_RESIDENT",
+    "FREED_FIRST",
     "OF_PAGEBLOCK",
     "OP_CONVERT",
     "OP_GIVE",
     "OP_STEAL",
     "OP_TAKE",
     "OP_TOUCH",
+    "WAS_LISTED",
+    "WAS_OFF",
     "apply",
     "discard",
     "mark_first",
@@ -72,7 +75,12 @@ __all__ = [
 ]
 
 MT_FIELD = 0x7
-TAKEN = int(Event.mm_page_alloc_zone_locked)
+TAKEN, FREED = int(Event.mm_page_alloc_zone_locked), int(Event.mm_page_free)
+
+# What a page's first event says of it at the start.
+WAS_LISTED = 1  # on the buddy lists
+WAS_OFF = 2  # not on them
+FREED_FIRST = 3  # not on them either, unless somebody took it without an event
 MOVABLE = int(Migratetype.MOVABLE)
 
 # What a row of a plan does.
@@ -308,6 +316,8 @@ def apply(address, ops, pfns, orders, types, row, end, stop, counts):  # type: i
         if op == OP_TOUCH:
             touch(residence, pfn, order, counts)
         elif op == OP_TAKE:
+            if migratetype == OF_PAGEBLOCK:
+                migratetype = pageblock_type(zone, pfn)
             take_pages(zone, pfn, order, migratetype, counts)
         elif op == OP_GIVE:
             if migratetype == OF_PAGEBLOCK:
@@ -322,7 +332,7 @@ def apply(address, ops, pfns, orders, types, row, end, stop, counts):  # type: i
 
 @kernel
 def mark_first(first, events, pfns, orders):  # type: ignore[no-untyped-def]
-    """Write down what each page's first event says of the buddy lists at the start: uint8[], 1 on them, 2 off them.
+    """Write down what each page's first event is: uint8[], WAS_LISTED, WAS_OFF or FREED_FIRST, 0 for none.
 
     ``events``: the number of a page event, -1 for rows that say nothing.
     """
@@ -332,4 +342,4 @@ def mark_first(first, events, pfns, orders):  # type: ignore[no-untyped-def]
             continue
         for page in range(np.int64(pfns[row]), np.int64(pfns[row]) + (1 << np.int64(orders[row]))):
             if first[page] == 0:
-                first[page] = 1 if event == TAKEN else 2
+                first[page] = WAS_LISTED if event == TAKEN else (FREED_FIRST if event == FREED else WAS_OFF)

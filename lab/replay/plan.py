@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from common.geometry import PAGEBLOCK_ORDER, Migratetype
+from common.geometry import PAGEBLOCK_ORDER
+from lab.replay import hindsight
 from lab.replay.kernels import OF_PAGEBLOCK, OP_CONVERT, OP_GIVE, OP_STEAL, OP_TAKE, OP_TOUCH
 from lab.trace.columns import Columns
 from lab.trace.events import NO_MIGRATETYPE, Event
+from lab.trace.snapshot import Snapshot
 
 __all__ = ["Plan", "Steal", "build_plan", "has_own_lists"]
 
@@ -41,7 +43,7 @@ class Plan:
     Attributes:
         t_ns, op, pfn, order, migratetype: columns; int64, int8, int64, int8, int8.
         steals: the rows of OP_STEAL and OP_CONVERT in full.
-        unseen_frees: frees past the per-CPU lists that left no event and were found by what came after.
+        unseen_frees, silent_takes: moves without an event that were found by what came after.
     """
 
     t_ns: npt.NDArray[np.int64]
@@ -51,6 +53,7 @@ class Plan:
     migratetype: npt.NDArray[np.int8]
     steals: list[Steal]
     unseen_frees: int
+    silent_takes: int
 
     def __len__(self) -> int:
         return len(self.t_ns)
@@ -67,6 +70,7 @@ class Plan:
             self.migratetype[rows],
             steals,
             self.unseen_frees,
+            self.silent_takes,
         )
 
 
@@ -75,52 +79,65 @@ def has_own_lists(order: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     return np.asarray((order <= _COSTLY) | (order == PAGEBLOCK_ORDER), np.bool_)
 
 
-def build_plan(rows: Columns) -> Plan:
-    """The plan of a zone replay.
+def build_plan(rows: Columns, start: Snapshot | None = None) -> Plan:
+    """The plan of a zone replay. ``start``: the free lists as the rows begin, where it is known that they begin there.
 
     What reaches the buddy lists is mm_page_alloc_zone_locked, mm_page_pcpu_drain and, without an event of its own, the
-    free of an order that has no per-CPU list. So is a free of another order that found those lists locked
-    (free_unref_page): it is known by the page being taken from the buddy lists next, without a drain in between.
+    free of an order that has no per-CPU list; and what ``hindsight`` finds.
     """
     event, order = rows["event"], rows["order"]
+    unseen = _unseen(rows, start)
     zone_free = (event == Event.mm_page_free) & ~has_own_lists(order)
-    bypass = np.zeros(len(rows), np.bool_)
-    bypass[_bypassing_frees(rows)] = True
+    bypass, silent = unseen == hindsight.BYPASS, unseen == hindsight.SILENT
     steals = _steals(rows)
     op = np.full(len(rows), -1, np.int8)
     op[event == Event.mm_page_alloc] = OP_TOUCH
     op[event == Event.mm_page_alloc_zone_locked] = OP_TAKE
     op[event == Event.mm_page_pcpu_drain] = OP_GIVE
     op[zone_free | bypass] = OP_GIVE
+    op[silent] = OP_TAKE
     migratetype = rows["migratetype"].astype(np.int8)
-    migratetype[(zone_free | bypass) | ((op == OP_GIVE) & (migratetype == NO_MIGRATETYPE))] = OF_PAGEBLOCK
-    migratetype[(op == OP_TAKE) & (migratetype == NO_MIGRATETYPE)] = int(Migratetype.MOVABLE)
+    of_pageblock = zone_free | bypass | silent | (migratetype == NO_MIGRATETYPE)
+    migratetype[of_pageblock & ((op == OP_GIVE) | (op == OP_TAKE))] = OF_PAGEBLOCK
     pfn = rows["pfn"].astype(np.int64)
     orders = order.astype(np.int8)
     for steal in steals:
         op[steal.row] = OP_CONVERT if steal.convert else OP_STEAL
         migratetype[steal.row] = steal.to_type
     kept = np.flatnonzero(op >= 0)
-    return Plan(rows["t_ns"][kept], op[kept], pfn[kept], orders[kept], migratetype[kept], steals, int(bypass.sum()))
-
-
-def _bypassing_frees(rows: Columns) -> npt.NDArray[np.intp]:
-    """Rows of mm_page_free after which the next that is heard of the page is that the zone hands it out."""
-    event = rows["event"]
-    kinds = (Event.mm_page_alloc, Event.mm_page_free, Event.mm_page_alloc_zone_locked, Event.mm_page_pcpu_drain)
-    of_interest = np.flatnonzero(np.isin(event, [int(kind) for kind in kinds]))
-    if not of_interest.size:
-        return of_interest
-    pfn = rows["pfn"][of_interest]
-    by_page = of_interest[np.argsort(pfn, kind="stable")]
-    page, what, order = rows["pfn"][by_page], event[by_page], rows["order"][by_page]
-    found = (
-        (page[:-1] == page[1:])
-        & (what[:-1] == Event.mm_page_free)
-        & (what[1:] == Event.mm_page_alloc_zone_locked)
-        & has_own_lists(order[:-1])
+    return Plan(
+        rows["t_ns"][kept],
+        op[kept],
+        pfn[kept],
+        orders[kept],
+        migratetype[kept],
+        steals,
+        int(np.count_nonzero(bypass)),
+        int(np.count_nonzero(silent)),
     )
-    return np.asarray(by_page[:-1][found], np.intp)
+
+
+def _unseen(rows: Columns, start: Snapshot | None) -> npt.NDArray[np.uint8]:
+    """What the events behind each free say of it: uint8 a row, as ``hindsight.find_unseen`` writes them."""
+    ends = rows["pfn"].astype(np.int64) + (np.int64(1) << rows["order"].astype(np.int64))
+    pages = int(ends.max(initial=0))
+    known: npt.NDArray[np.int64] = np.zeros(pages, np.int64)
+    if start is not None:
+        pages = max(pages, start.n_pages, int((start.pfn + (np.int64(1) << start.order.astype(np.int64))).max()))
+        known = np.where(start.free_map(pages), hindsight.LISTED, 0).astype(np.int64)
+    found: npt.NDArray[np.uint8] = np.zeros(len(rows), np.uint8)
+    hindsight.find_unseen(
+        rows["event"],
+        rows["cpu"],
+        rows["pfn"],
+        rows["order"],
+        rows["migratetype"],
+        known,
+        np.full((pages >> PAGEBLOCK_ORDER) + 1, hindsight.UNKNOWN_TYPE, np.int8),
+        np.zeros(hindsight.KEYS, np.int64),
+        found,
+    )
+    return found
 
 
 def _steals(rows: Columns) -> list[Steal]:

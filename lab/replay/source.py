@@ -33,6 +33,7 @@ class Recording:
     Attributes:
         health: as ``python -m lab import`` tells it, of the whole recording.
         begin_ns, end_ns: of the part, on the recording's clock.
+        at_snapshot: it begins when the snapshot was taken, as far as a mark tells.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Recording:
     refusals: list[str]
     begin_ns: int
     end_ns: int
+    at_snapshot: bool
 
 
 def read_recording(names: list[str], start: Snapshot | None, from_ns: int | None, to_ns: int | None) -> Recording:
@@ -63,11 +65,9 @@ def read_recording(names: list[str], start: Snapshot | None, from_ns: int | None
     if not len(rows):
         raise UsageError(f"{names[0]}: holds no event; expected page events")
     times = rows["t_ns"]
-    begin_ns = from_ns
-    if begin_ns is None:
-        begin_ns = snapshot_time_ns(rows, start)
     first_ns, last_ns = int(times[0]), int(times[-1])
-    begin_ns = first_ns if begin_ns is None else begin_ns
+    taken_ns = snapshot_time_ns(rows, start)
+    begin_ns = from_ns if from_ns is not None else first_ns if taken_ns is None else taken_ns
     end_ns = last_ns if to_ns is None else to_ns
     low, high = np.searchsorted(times, begin_ns), np.searchsorted(times, end_ns, side="right")
     part = rows.take(slice(int(low), int(high)))
@@ -85,7 +85,7 @@ def read_recording(names: list[str], start: Snapshot | None, from_ns: int | None
         seen = watch.health()
         health, refusals = seen.facts, seen.refusals
     _refuse_smaller(names[0], part, start)
-    return Recording(names[0], part, health, refusals, begin_ns, end_ns)
+    return Recording(names[0], part, health, refusals, begin_ns, end_ns, begin_ns == taken_ns)
 
 
 def _is_imported(name: str) -> bool:

@@ -22,7 +22,7 @@ from common.layout import NEVER_TOUCHED, RESIDENT, RETURNED
 from guest.allocator.zone import Zone, ZoneSettings
 from lab.replay import kernels
 from lab.replay.plan import Plan
-from lab.trace.columns import Columns
+from lab.replay.source import Recording
 from lab.trace.events import Event
 from lab.trace.snapshot import UNKNOWN_PAGES, Snapshot, free_heads
 
@@ -175,23 +175,25 @@ def nothing_known() -> Snapshot:
     return Snapshot("nothing", "none", empty, empty.astype(np.uint8), empty.astype(np.bool_), empty, 0)
 
 
-def corrected(start: Snapshot, rows: Columns, pages: int) -> tuple[Snapshot, int]:
+def corrected(start: Snapshot, recording: Recording, pages: int) -> tuple[Snapshot, int]:
     """The snapshot as it must have been when the recording began, and how many pages that changes.
 
     Between the two pages may have changed hands. A page whose first event is that the zone hands it out was on the
     buddy lists; one that is first drained to them, freed, or handed out by a per-CPU list was not, and neither were
     those below it in its block that no event names: a block is handed out from its low end, and they are still where
-    they went then. What the host holds stays as it was seen.
+    they went then. What the host holds stays as it was seen. Where the recording begins with the snapshot, a page that
+    is free in it and freed first was taken later, without an event.
     """
     first: npt.NDArray[np.uint8] = np.zeros(pages, np.uint8)
+    rows = recording.rows
     event = rows["event"]
     telling = np.where(event <= Event.mm_page_pcpu_drain, event, 255).astype(np.int16)
     telling[(telling == 255) | (event == Event.mm_page_free_batched)] = -1
     kernels.mark_first(first, telling, rows["pfn"], rows["order"])
-    free: npt.NDArray[np.bool_] = np.zeros(pages, np.bool_)
-    for pfn, order in zip(start.pfn.tolist(), start.order.tolist(), strict=True):
-        free[pfn : pfn + (1 << order)] = True
-    wrong = (free & (first == 2)) | (~free & (first == 1))
+    free = start.free_map(pages)
+    if recording.at_snapshot:
+        first[free & (first == kernels.FREED_FIRST)] = 0
+    wrong = (free & (first >= kernels.WAS_OFF)) | (~free & (first == kernels.WAS_LISTED))
     for pfn, order in zip(start.pfn.tolist(), start.order.tolist(), strict=True):
         taken = np.flatnonzero(wrong[pfn : pfn + (1 << order)])
         if taken.size:  # expand() hands a block out from its low end

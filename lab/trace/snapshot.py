@@ -49,6 +49,13 @@ class Snapshot:
         """Pages on the free lists."""
         return int((np.int64(1) << self.order.astype(np.int64)).sum())
 
+    def free_map(self, pages: int) -> npt.NDArray[np.bool_]:
+        """Whether each of the first ``pages`` pages is free."""
+        free: npt.NDArray[np.bool_] = np.zeros(pages, np.bool_)
+        for pfn, order in zip(self.pfn.tolist(), self.order.tolist(), strict=True):
+            free[pfn : pfn + (1 << order)] = True
+        return free
+
     def as_dict(self) -> dict[str, Any]:
         """For a file's metadata and the JSON."""
         return {
