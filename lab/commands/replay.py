@@ -223,7 +223,7 @@ def _print(talk: TextIO, found: dict[str, Any]) -> None:
     talk.write(
         f"{settings['policy']}, order {settings['min_order']}, delay {settings['delay_ns'] / 1e9:g} s, "
         f"{settings['capacity']} blocks a report; {found['begin_s']:.3f} to {found['end_s']:.3f} s, "
-        f"{found['events']} moves\n"
+        f"{found['moves']} moves\n"
     )
     against = found.get("against")
     for one in found["passes"] if against is None else against["passes"]:

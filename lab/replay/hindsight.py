@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from common.geometry import PAGEBLOCK_ORDER
+from common.geometry import PAGEBLOCK_ORDER, Migratetype
 from common.native import kernel
 from lab.trace.events import Event
 
@@ -22,6 +22,7 @@ SILENT = 2  # its pages were on the buddy lists: somebody took them without an e
 
 # A page's word: 0 for unknown, LISTED when it is on the buddy lists, else 1 and above for the row that freed it.
 LISTED = -1
+MOVABLE = int(Migratetype.MOVABLE)
 UNKNOWN_TYPE = -1
 
 
@@ -39,11 +40,13 @@ def find_unseen(  # type: ignore[no-untyped-def]
 
     A free past the lists (free_unref_page that finds them locked) has been if the zone hands the page out next; and if
     a page that was freed later on the same per-CPU list was drained while nothing more is heard of this one, for a list
-    is drained from its old end. Pages are taken silently by compaction (isolate_freepages).
+    is drained from its old end. That holds for movable pages alone: others may have left the list for an allocation in
+    bulk, which has no event. From the buddy lists pages are taken silently by compaction (isolate_freepages).
 
     Args:
         events, cpus, pfns, orders, types: columns of the recording.
-        pages: int64 a page, LISTED where it is known to be on the buddy lists, else 0. block_types: int8 a pageblock, UNKNOWN_TYPE.
+        pages: int64 a page, LISTED where it is known to be on the buddy lists, else 0.
+        block_types: int8 a pageblock, UNKNOWN_TYPE.
         newest: int64[KEYS], zeros: of each per-CPU list, the newest free that was drained.
         found: uint8 a row, zeros, written to.
     """
@@ -82,7 +85,7 @@ def find_unseen(  # type: ignore[no-untyped-def]
     for pfn in range(pages.size):
         last = pages[pfn]
         if last > 0 and np.int64(pfns[last - 1]) == pfn and found[last - 1] == 0:
-            order = np.int64(orders[last - 1])
-            of_type = np.int64(block_types[pfn >> PAGEBLOCK_ORDER])
-            if of_type != UNKNOWN_TYPE and newest[list_key(np.int64(cpus[last - 1]), order, of_type)] > last:
+            last_order = np.int64(orders[last - 1])
+            movable = block_types[pfn >> PAGEBLOCK_ORDER] == MOVABLE
+            if movable and newest[list_key(np.int64(cpus[last - 1]), last_order, MOVABLE)] > last:
                 found[last - 1] = BYPASS
