@@ -82,10 +82,10 @@ def find_unseen(  # type: ignore[no-untyped-def]
                 block_types[pfn >> PAGEBLOCK_ORDER] = types[row]
             for page in range(pfn, pfn + (1 << order)):
                 pages[page] = 0
-    for pfn in range(pages.size):
-        last = pages[pfn]
-        if last > 0 and np.int64(pfns[last - 1]) == pfn and found[last - 1] == 0:
+    for head in range(pages.size):
+        last = pages[head]
+        if last > 0 and np.int64(pfns[last - 1]) == head and found[last - 1] == 0:
             last_order = np.int64(orders[last - 1])
-            movable = block_types[pfn >> PAGEBLOCK_ORDER] == MOVABLE
+            movable = block_types[head >> PAGEBLOCK_ORDER] == MOVABLE
             if movable and newest[list_key(np.int64(cpus[last - 1]), last_order, MOVABLE)] > last:
                 found[last - 1] = BYPASS
