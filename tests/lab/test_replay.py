@@ -18,9 +18,11 @@ from guest.allocator.view import open_zone
 from guest.allocator.zone import Zone, ZoneSettings
 from guest.reporting.cycle import Cycle, Outcome
 from lab.cli import main
+from lab.experiment.engines import open_engine
 from lab.replay import hindsight, kernels
 from lab.replay.against import RealPass, compare
 from lab.replay.engine import Pass
+from lab.replay.execute import execute
 from lab.replay.plan import build_plan
 from lab.replay.source import Recording
 from lab.replay.start import ZONE_ENDS, corrected, machine_pages, nothing_known, places, recommended_kbytes, watermarks
@@ -65,7 +67,8 @@ def test_pages_leave_and_come_back_exactly(moves: list[tuple[int, int]]) -> None
     """S1, S3, S4: the free pages are those of a plain set, and every record fits, after each move."""
     zone = new_zone()
     view = open_zone(zone.address)
-    free, taken = set(range(PAGES)), {}
+    free = set(range(PAGES))
+    taken: dict[int, int] = {}
     counts = np.zeros(kernels.COUNTS, np.int64)
     for at, order in moves:
         pfn = at & ~((1 << order) - 1)
@@ -445,3 +448,23 @@ def test_a_recording_without_zone_events_is_refused(tmp_path: Path, capsys: pyte
     trace.write_text("5.000000001 [0] 7 mm_page_alloc: pfn=0x10 order=0 migratetype=1 gfp=0x0\n")
     assert main(["replay", str(trace)]) == 2
     assert "mm_page_pcpu_drain" in capsys.readouterr().err
+
+
+def test_many_settings_go_over_the_executor_seam(tmp_path: Path) -> None:
+    """Orders 4 and 8 of one recording: the lower order gives back as much or more."""
+    _, trace, start = recorded(tmp_path)
+    payloads = [
+        {
+            "traces": [trace],
+            "start": start,
+            "memory_bytes": 16 << 20,
+            "min_free_kbytes": 32,
+            "settings": {"min_order": order, "capacity": 2},
+        }
+        for order in (4, 8)
+    ]
+    with open_engine("inline") as engine:
+        found = dict(engine.run(execute, payloads))
+    assert found[0]["settings"]["min_order"] == 4
+    assert found[0]["reported_bytes"] >= found[1]["reported_bytes"]
+    assert found[0]["gib_min"] <= found[1]["gib_min"]
