@@ -57,6 +57,7 @@ __all__ = [
     "OF_PAGEBLOCK",
     "OP_CONVERT",
     "OP_GIVE",
+    "OP_MOVE",
     "OP_STEAL",
     "OP_TAKE",
     "OP_TOUCH",
@@ -88,7 +89,8 @@ OP_TAKE = 0  # a block leaves the buddy lists
 OP_GIVE = 1  # a block comes to them
 OP_TOUCH = 2  # a block is handed out, and used
 OP_STEAL = 3  # a free block goes to another type's list
-OP_CONVERT = 4  # and its pageblocks with it
+OP_MOVE = 4  # and what else is free in its pageblock with it
+OP_CONVERT = 5  # and its pageblocks' types too
 OF_PAGEBLOCK = -1  # in place of a migratetype: that of the pageblock
 
 # Counts of a replay.
@@ -238,8 +240,8 @@ def give_pages(zone, pfn, order, migratetype, counts):  # type: ignore[no-untype
 
 
 @kernel
-def steal(zone, pfn, migratetype, convert):  # type: ignore[no-untyped-def]
-    """Bring the free block at ``pfn`` to the list of ``migratetype``, and its pageblocks if ``convert``.
+def steal(zone, pfn, migratetype, op):  # type: ignore[no-untyped-def]
+    """Bring the free block at ``pfn`` to the list of ``migratetype``, and what goes with it by ``op``.
 
     Mirrors steal_suitable_fallback, whose outcome the event mm_page_alloc_extfrag tells.
     """
@@ -248,12 +250,13 @@ def steal(zone, pfn, migratetype, convert):  # type: ignore[no-untyped-def]
         return
     order = state & ORDER_MASK
     if order >= PAGEBLOCK_ORDER:
-        if convert:
+        if op == OP_CONVERT:
             for first in range(head, head + (1 << order), PAGEBLOCK_PAGES):
                 write_pageblock_type(zone, first, migratetype)
-    elif convert:
+    elif op != OP_STEAL:
         move_free_pages(zone, head & ~(PAGEBLOCK_PAGES - 1), migratetype)
-        write_pageblock_type(zone, head, migratetype)
+        if op == OP_CONVERT:
+            write_pageblock_type(zone, head, migratetype)
         return
     move_list_entry(zone, head, order, migratetype)
 
@@ -326,7 +329,7 @@ def apply(address, ops, pfns, orders, types, row, end, stop, counts):  # type: i
             if stop and ctl_of(zone)[W_REQUESTED]:
                 break
         else:
-            steal(zone, pfn, migratetype, op == OP_CONVERT)
+            steal(zone, pfn, migratetype, op)
     return row
 
 

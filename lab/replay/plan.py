@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from common.geometry import PAGEBLOCK_ORDER
+from common.geometry import PAGEBLOCK_ORDER, Migratetype
 from lab.replay import hindsight
-from lab.replay.kernels import OF_PAGEBLOCK, OP_CONVERT, OP_GIVE, OP_STEAL, OP_TAKE, OP_TOUCH
+from lab.replay.kernels import OF_PAGEBLOCK, OP_CONVERT, OP_GIVE, OP_MOVE, OP_STEAL, OP_TAKE, OP_TOUCH
 from lab.trace.columns import Columns
 from lab.trace.events import NO_MIGRATETYPE, Event
 from lab.trace.snapshot import Snapshot
@@ -29,11 +29,20 @@ class Steal:
     """An allocation that had to go to another type's list (mm_page_alloc_extfrag)."""
 
     row: int
+    t_ns: int
     pfn: int
     order: int
     from_type: int
     to_type: int
     convert: bool
+
+    @property
+    def op(self) -> int:
+        """What goes with the block: a small movable allocation takes it alone (can_steal_fallback)."""
+        if self.convert:
+            return OP_CONVERT
+        alone = self.order < PAGEBLOCK_ORDER // 2 and self.to_type == Migratetype.MOVABLE
+        return OP_STEAL if alone else OP_MOVE
 
 
 @dataclass(frozen=True)
@@ -102,7 +111,7 @@ def build_plan(rows: Columns, start: Snapshot | None = None) -> Plan:
     pfn = rows["pfn"].astype(np.int64)
     orders = order.astype(np.int8)
     for steal in steals:
-        op[steal.row] = OP_CONVERT if steal.convert else OP_STEAL
+        op[steal.row] = steal.op
         migratetype[steal.row] = steal.to_type
     kept = np.flatnonzero(op >= 0)
     return Plan(
@@ -149,6 +158,7 @@ def _steals(rows: Columns) -> list[Steal]:
         found.append(
             Steal(
                 row=row,
+                t_ns=int(rows["t_ns"][row]),
                 pfn=int(rows["pfn"][row]),
                 order=int(told[1]),
                 from_type=int(told[2]),

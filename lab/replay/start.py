@@ -233,18 +233,21 @@ def _as_seen(start: Snapshot, pfn: npt.NDArray[np.int64], order: npt.NDArray[np.
 
 
 def _pageblock_types(place: Place, plan: Plan) -> npt.NDArray[np.int64]:
+    """Types at the start: what the first free says, else the first allocation; before a theft, whose it was."""
     types = np.full(place.pages >> PAGEBLOCK_ORDER, MOVABLE, np.int64)
+    told_ns = np.full(types.size, np.iinfo(np.int64).max, np.int64)
     for op in (kernels.OP_TAKE, kernels.OP_GIVE):  # what is freed says more, so it is written last
         rows = np.flatnonzero((plan.op == op) & (plan.migratetype >= 0))
         blocks, first = np.unique(plan.pfn[rows] >> PAGEBLOCK_ORDER, return_index=True)
         types[blocks] = plan.migratetype[rows[first]]
+        told_ns[blocks] = plan.t_ns[rows[first]]
     for steal in reversed(plan.steals):
-        if steal.convert:  # before that it was of the other type
-            head = (steal.pfn - place.first) & ~((1 << max(steal.order, PAGEBLOCK_ORDER)) - 1)
-            blocks = np.arange(
-                head >> PAGEBLOCK_ORDER, (head >> PAGEBLOCK_ORDER) + max(1, (1 << steal.order) // PAGEBLOCK_PAGES)
-            )
-            types[blocks] = steal.from_type
+        if not steal.convert:
+            continue
+        first_block = ((steal.pfn - place.first) & ~((1 << steal.order) - 1)) >> PAGEBLOCK_ORDER
+        for block in range(first_block, first_block + max(1, (1 << steal.order) // PAGEBLOCK_PAGES)):
+            if told_ns[block] >= steal.t_ns:
+                types[block] = steal.from_type
     return types
 
 
@@ -265,6 +268,7 @@ def _first_takes(
     list_type[touched] = plan.migratetype[first_take[touched]]
     for steal in reversed(plan.steals):
         at = int(np.searchsorted(pfn, steal.pfn - base, side="right")) - 1
-        if at >= 0 and steal.pfn - base < pfn[at] + (1 << int(order[at])):
+        inside_it = at >= 0 and steal.pfn - base < pfn[at] + (1 << int(order[at]))
+        if inside_it and (first_take[at] == never or plan.t_ns[first_take[at]] >= steal.t_ns):
             list_type[at] = steal.from_type
     return first_take, list_type

@@ -182,6 +182,63 @@ def test_large_frees_reach_the_buddy_lists_without_a_drain() -> None:
     assert set(plan.migratetype.tolist()) == {kernels.OF_PAGEBLOCK}
 
 
+@pytest.mark.parametrize(("used", "wanted"), [(0, 0), (600, 0), (600, 2), (1700, 0)])
+def test_a_theft_is_followed(used: int, wanted: int) -> None:
+    """The lists of every order and type, and what is free, are those of a zone that stole by itself."""
+    real, ours = new_zone(), new_zone()
+    for _ in range(used):
+        pfn = real.alloc(0, Migratetype.MOVABLE)
+        assert pfn is not None
+        assert kernels.take_exact(open_zone(ours.address), np.int64(pfn), np.int64(0), MOVABLE)
+    before = lists_of(real)
+    stolen = real.alloc(0, Migratetype(wanted))
+    assert stolen is not None
+    order = next(order for (order, _), blocks in before.items() if stolen in blocks)
+    rows = columns(
+        (Event.mm_page_alloc_extfrag, stolen, 0, wanted, 0), (Event.mm_page_alloc_zone_locked, stolen, 0, wanted, 0)
+    )
+    rows["text_id"][0] = 0
+    rows.texts.append(
+        f"pfn={stolen:#x} alloc_order=0 fallback_order={order} alloc_migratetype={wanted} fallback_migratetype=1 "
+        "change_ownership=1"
+    )
+    plan = build_plan(rows)
+    counts = np.zeros(kernels.COUNTS, np.int64)
+    kernels.apply(ours.address, plan.op, plan.pfn, plan.order, plan.migratetype, 0, len(plan), False, counts)
+    assert lists_of(ours) == lists_of(real)
+    ours.validate()
+
+
+def lists_of(zone: Zone) -> dict[tuple[int, int], list[int]]:
+    """First pfns on each free list, front to tail."""
+    return {
+        (order, int(kind)): [pfn for pfn, _ in zone.free_list(order, kind)]
+        for order in range(11)
+        for kind in (Migratetype.UNMOVABLE, Migratetype.MOVABLE, Migratetype.RECLAIMABLE)
+    }
+
+
+@pytest.mark.parametrize(
+    ("order", "wanted", "converts", "expected"),
+    [
+        (10, 0, 1, kernels.OP_CONVERT),
+        (3, 0, 0, kernels.OP_MOVE),
+        (4, 1, 0, kernels.OP_MOVE),
+        (3, 1, 0, kernels.OP_STEAL),
+    ],
+)
+def test_what_a_theft_takes_along(order: int, wanted: int, converts: int, expected: int) -> None:
+    rows = columns((Event.mm_page_alloc_extfrag, 1024, 0, wanted, 0))
+    rows["text_id"][0] = 0
+    rows.texts.append(
+        f"pfn=0x400 alloc_order=0 fallback_order={order} pageblock_order=9 alloc_migratetype={wanted} "
+        f"fallback_migratetype=2 fragmenting=1 change_ownership={converts}"
+    )
+    plan = build_plan(rows)
+    assert plan.op.tolist() == [expected]
+    assert (plan.steals[0].order, plan.steals[0].from_type, plan.steals[0].to_type) == (order, 2, wanted)
+
+
 def test_a_snapshot_of_before_is_corrected(tmp_path: Path) -> None:
     """What was taken in between goes, from the low end of its block; what was freed in between comes; flags go too."""
     path = tmp_path / "blocks.csv"
