@@ -43,6 +43,7 @@ _GUESS_PAGES = 1 << 14  # a machine whose size nobody tells has a multiple of 64
 _MIN_KBYTES = 128
 _MAX_KBYTES = 1 << 18
 _SCALE = 10  # vm.watermark_scale_factor
+_OTHER_MACHINE_SHARE, _OTHER_MACHINE_LEAST = 0.5, 1000  # fewer may all lie between the snapshot and the recording
 MOVABLE = int(Migratetype.MOVABLE)
 
 
@@ -183,6 +184,9 @@ def corrected(start: Snapshot, recording: Recording, pages: int) -> tuple[Snapsh
     those below it in its block that no event names: a block is handed out from its low end, and they are still where
     they went then. What the host holds stays as it was seen. Where the recording begins with the snapshot, a page that
     is free in it and freed first was taken later, without an event.
+
+    Raises:
+        UsageError: the recording contradicts the snapshot throughout.
     """
     first: npt.NDArray[np.uint8] = np.zeros(pages, np.uint8)
     rows = recording.rows
@@ -194,6 +198,13 @@ def corrected(start: Snapshot, recording: Recording, pages: int) -> tuple[Snapsh
     if recording.at_snapshot:
         first[free & (first == kernels.FREED_FIRST)] = 0
     wrong = (free & (first >= kernels.WAS_OFF)) | (~free & (first == kernels.WAS_LISTED))
+    told = int(np.count_nonzero(first))
+    contradicted = int(np.count_nonzero(wrong))
+    if start.pfn.size and contradicted >= _OTHER_MACHINE_LEAST and contradicted > told * _OTHER_MACHINE_SHARE:
+        raise UsageError(
+            f"{start.name}: of {told} pages that {recording.name} names, {contradicted} were not as it says; expected a "
+            "snapshot of the same machine, taken when the recording begins"
+        )
     for pfn, order in zip(start.pfn.tolist(), start.order.tolist(), strict=True):
         taken = np.flatnonzero(wrong[pfn : pfn + (1 << order)])
         if taken.size:  # expand() hands a block out from its low end

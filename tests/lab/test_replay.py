@@ -500,6 +500,27 @@ def test_bad_input_is_one_line(
     assert not out.exists()
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_snapshot_of_another_machine_is_refused(
+    packed: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [
+        f"5.{pfn:09d} [0] 7 mm_page_alloc_zone_locked: pfn={pfn:#x} order=0 migratetype=1 percpu_refill=1\n"
+        for pfn in range(1024, 3000)
+    ]
+    trace = tmp_path / "trace.txt"
+    trace.write_text("".join(lines))
+    start = tmp_path / "start.csv"
+    start.write_text(f"{HEAD}0,9,0,0\n")
+    name = str(trace)
+    if packed:
+        name = str(tmp_path / "trace.parquet")
+        assert main(["import", str(trace), "--out", name, "--quiet"]) == 0
+        capsys.readouterr()
+    assert main(["replay", name, "--start", str(start)]) == 2
+    assert "same machine" in capsys.readouterr().err
+
+
 def test_a_recording_without_zone_events_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trace = tmp_path / "trace.txt"
     trace.write_text("5.000000001 [0] 7 mm_page_alloc: pfn=0x10 order=0 migratetype=1 gfp=0x0\n")
