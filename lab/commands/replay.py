@@ -113,7 +113,11 @@ _FLAGS: tuple[tuple[str, dict[str, Any], str], ...] = (
         {"choices": _TIMES, "default": "timer"},
         "when passes begin: found by trigger and timer (default), or as recorded",
     ),
-    ("--requested", {"action": "store_true"}, "a pass was asked for already when the recording begins"),
+    (
+        "--requested",
+        {"action": "store_true"},
+        "a pass was asked for just as the recording begins (default: as what was recorded before tells)",
+    ),
     (
         "--check",
         {"action": argparse.BooleanOptionalAction, "default": True},
@@ -195,7 +199,7 @@ def _replayed(namespace: argparse.Namespace) -> dict[str, Any]:
         hz=namespace.hz,
         phase_ns=namespace.phase_ns,
         begins_ns=_recorded(recording, told.recorded_begins(recording)) if namespace.times == "recorded" else None,
-        requested=namespace.requested,
+        requested_ns=recording.begin_ns if namespace.requested else recording.pending_ns(namespace.min_order),
         check=namespace.check,
     )
     real = (

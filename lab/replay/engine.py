@@ -51,7 +51,7 @@ class ReplaySettings:
 
     Attributes:
         begins_ns: when passes begin, in place of what the policy's own trigger and timer find.
-        requested: a pass was asked for as the recording began.
+        requested_ns: when a pass was asked for that had not begun as the recording began; None: there was none.
         check: validate every zone after each pass and at the end.
     """
 
@@ -63,7 +63,7 @@ class ReplaySettings:
     hz: int = 250
     phase_ns: int | None = None
     begins_ns: tuple[int, ...] | None = None
-    requested: bool = False
+    requested_ns: int | None = None
     check: bool = True
 
 
@@ -133,6 +133,7 @@ class Replay:
         self.delay_ns = self.policy.delay_ns if settings.delay_ns is None else settings.delay_ns
         self.capacity = self.policy.capacity if settings.capacity is None else settings.capacity
         self._timer = Timer(self.delay_ns, settings.hz, settings.phase_ns)
+        self._pending_ns = self._pending()
         self._sample_ns = max(_SAMPLE_NS, (end_ns - begin_ns) // _SAMPLES)
         self._next_sample_ns = begin_ns
         self._lanes = [self._lane(plan, place, marks, start) for place, marks in zones]
@@ -161,10 +162,17 @@ class Replay:
         if policy.name != "off":
             cycle = Cycle(zone, policy.name, capacity=settings.capacity)
             entry.register_device(zone.address, os.getpid(), 0)
-            if not settings.requested:  # the device was registered long ago
+            if self._pending_ns is None:  # the device was registered long ago
                 cycle.begin()
                 cycle.end(abandon=True)
         return _Lane(place, zone, own, cycle)
+
+    def _pending(self) -> int | None:
+        """When the pass is due that was asked for before the beginning; one that should have been is none."""
+        if self.settings.requested_ns is None:
+            return None
+        fires_ns = self._timer.fires_ns(self.settings.requested_ns)
+        return fires_ns if fires_ns >= self.begin_ns else None
 
     def run(self) -> None:
         """All of it.
@@ -179,7 +187,7 @@ class Replay:
                     self._advance(begins_ns, stop=False)
                     self._pass(begins_ns)
         elif self.policy.name != "off":
-            fires_ns = self._timer.fires_ns(now) if self.settings.requested else None
+            fires_ns = self._pending_ns
             while now < self.end_ns:
                 if fires_ns is None:
                     now, requested_ns = self._until_request(now)

@@ -90,14 +90,21 @@ def phases_of(folder: Path, name: str) -> list[tuple[str, dict[str, Any], dict[s
 
 def _part(whole: Recording, begin_ns: int, end_ns: int) -> Recording:
     low, high = np.searchsorted(whole.rows["t_ns"], [begin_ns, end_ns])
+    notify_ns, drain_ns = since_last_pass(whole.rows, int(low))
     return replace(
-        whole, rows=whole.rows.take(slice(int(low), int(high))), begin_ns=begin_ns, end_ns=end_ns, at_snapshot=True
+        whole,
+        rows=whole.rows.take(slice(int(low), int(high))),
+        begin_ns=begin_ns,
+        end_ns=end_ns,
+        at_snapshot=True,
+        first_notify_ns=notify_ns,
+        first_drain_ns=drain_ns,
     )
 
 
 def _phase(part: Recording, start: Snapshot, end: Snapshot, order: int) -> tuple[dict[str, Any], dict[str, Any]]:
     scene = told.scene_of(part, start)
-    done = told.replay(scene, ReplaySettings(min_order=order))
+    done = told.replay(scene, ReplaySettings(min_order=order, requested_ns=part.pending_ns(order)))
     done.run()
     answer = told.answer(done, scene, blocks=False)
     real = passes_of(part.rows)

@@ -19,7 +19,7 @@ from lab.trace.reader import Batch, read_all
 from lab.trace.snapshot import Snapshot
 from lab.trace.store import TraceFile
 
-__all__ = ["Recording", "read_recording", "snapshot_time_ns"]
+__all__ = ["Recording", "read_recording", "since_last_pass", "snapshot_time_ns"]
 
 _PARQUET = b"PAR1"
 _SNAPSHOT_NAME = re.compile(r"snap(\d+)")
@@ -34,6 +34,7 @@ class Recording:
         health: as ``python -m lab import`` tells it, of the whole recording.
         begin_ns, end_ns: of the part, on the recording's clock.
         at_snapshot: it begins when the snapshot was taken, as far as a mark tells.
+        first_notify_ns, first_drain_ns: in what was recorded before it, the first since the last pass, if any.
     """
 
     name: str
@@ -43,6 +44,15 @@ class Recording:
     begin_ns: int
     end_ns: int
     at_snapshot: bool
+    first_notify_ns: int | None = None
+    first_drain_ns: int | None = None
+
+    def pending_ns(self, min_order: int) -> int | None:
+        """When a pass was asked for that had not begun as the part begins, as far as what was before it tells.
+
+        A free that notifies is recorded as such, or, at order 0, is any drain.
+        """
+        return self.first_drain_ns if self.first_notify_ns is None and min_order == 0 else self.first_notify_ns
 
 
 def read_recording(names: list[str], start: Snapshot | None, from_ns: int | None, to_ns: int | None) -> Recording:
@@ -85,7 +95,22 @@ def read_recording(names: list[str], start: Snapshot | None, from_ns: int | None
         seen = watch.health()
         health, refusals = seen.facts, seen.refusals
     _refuse_smaller(names[0], part, start)
-    return Recording(names[0], part, health, refusals, begin_ns, end_ns, begin_ns == taken_ns)
+    return Recording(
+        names[0], part, health, refusals, begin_ns, end_ns, begin_ns == taken_ns, *since_last_pass(rows, int(low))
+    )
+
+
+def since_last_pass(rows: Columns, before: int) -> tuple[int | None, int | None]:
+    """Times of the first notify and the first drain behind the last pass among the rows ahead of ``before``."""
+    event = rows["event"][:before]
+    passes = np.flatnonzero((event >= Event.process) & (event <= Event.report_ret))
+    if not passes.size:
+        return None, None
+    found: list[int | None] = []
+    for kind in (Event.notify, Event.mm_page_pcpu_drain):
+        after = np.flatnonzero(event[passes[-1] :] == kind)
+        found.append(int(rows["t_ns"][passes[-1] + after[0]]) if after.size else None)
+    return found[0], found[1]
 
 
 def _is_imported(name: str) -> bool:

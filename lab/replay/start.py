@@ -202,8 +202,8 @@ def corrected(start: Snapshot, recording: Recording, pages: int) -> tuple[Snapsh
     contradicted = int(np.count_nonzero(wrong))
     if start.pfn.size and contradicted >= _OTHER_MACHINE_LEAST and contradicted > told * _OTHER_MACHINE_SHARE:
         raise UsageError(
-            f"{start.name}: of {told} pages that {recording.name} names, {contradicted} were not as it says; expected a "
-            "snapshot of the same machine, taken when the recording begins"
+            f"{start.name}: of {told} pages that {recording.name} names, {contradicted} were not as it says; expected "
+            "a snapshot of the same machine, taken when the recording begins"
         )
     for pfn, order in zip(start.pfn.tolist(), start.order.tolist(), strict=True):
         taken = np.flatnonzero(wrong[pfn : pfn + (1 << order)])

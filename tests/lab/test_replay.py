@@ -441,6 +441,28 @@ def test_every_policy_can_be_replayed(policy: str, tmp_path: Path, run_replay: C
     assert min(held for _, held in found["resident"]) < found["resident"][0][1]
 
 
+def test_a_pass_that_was_asked_for_before_the_beginning_is_made(
+    tmp_path: Path, run_replay: Callable[..., dict[str, Any]]
+) -> None:
+    """M1: a drain behind the last pass, then the beginning: the pass comes at the time that the drain gave it."""
+    words = "order=0 migratetype=1"
+    text = (
+        f"5.000000000 [0] 7 process:\n5.001000000 [0] 7 process_ret:\n"
+        f"6.000000000 [0] 7 mm_page_pcpu_drain: pfn=0x40 {words}\n"
+        "6.500000000 [0] 7 mark: snap idx=3 t0=6.400000 t1=6.490000 npages=4096 label=x\n"
+        f"7.000000000 [0] 7 mm_page_alloc_zone_locked: pfn=0x80 {words}\n"
+        f"9.500000000 [0] 7 mm_page_alloc_zone_locked: pfn=0x81 {words}\n"
+    )
+    trace, start = tmp_path / "trace.txt", tmp_path / "a.snap03_x.csv"
+    trace.write_text(text)
+    start.write_text(f"{HEAD}64,0,0,1\n128,3,0,8\n2048,10,0,1024\n")
+    flags = ("--start", str(start), "--memory", "16MiB", "--min-free-kbytes", "32", "--min-order", "0")
+    found = run_replay(str(trace), *flags)
+    assert found["begin_s"] == 6.4
+    assert [one["t_s"] for one in found["passes"]] == [Timer(2 * 10**9).fires_ns(6 * 10**9) / 1e9]
+    assert run_replay(str(trace), *flags, "--from", "5.5")["passes"][0]["t_s"] > 8.0
+
+
 def test_off_gives_nothing_back(tmp_path: Path, run_replay: Callable[..., dict[str, Any]]) -> None:
     _, trace, start = recorded(tmp_path)
     found = run_replay(trace, "--start", start, *SMALL, "--policy", "off")
