@@ -23,7 +23,7 @@ from lab.replay import answer as told
 from lab.replay.against import passes_of
 from lab.replay.engine import Replay, ReplaySettings
 from lab.replay.picture import draw
-from lab.replay.source import Recording, read_recording
+from lab.replay.source import Recording, read_recording, since_last_pass
 from lab.trace.events import Event
 from lab.trace.snapshot import Snapshot, read_snapshot
 
