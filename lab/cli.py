@@ -22,6 +22,7 @@ COMMANDS = {
     "show": ("lab.commands.show", "settle one of five arguments: measure, a table, a picture"),
     "import": ("lab.commands.import_trace", "read a trace of your own kernel into columns, and say how sound it is"),
     "record": ("lab.commands.record", "how to record such a trace in a guest"),
+    "replay": ("lab.commands.replay", "replay such a trace under any policy, and compare with what the guest did"),
     "shared-host": ("lab.commands.shared_host", "a host that guests trust: it claims their free memory itself"),
 }
 

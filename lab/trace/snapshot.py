@@ -12,7 +12,7 @@ from common.errors import UsageError
 from lab.trace.events import MAX_ORDER
 from lab.trace.formats import open_input, pieces
 
-__all__ = ["UNKNOWN_PAGES", "Snapshot", "read_snapshot"]
+__all__ = ["UNKNOWN_PAGES", "Snapshot", "free_heads", "read_snapshot"]
 
 UNKNOWN_PAGES = -1
 _HEADER = "pfn,order,reported,host_allocated_pages"
@@ -48,6 +48,13 @@ class Snapshot:
     def free_pages(self) -> int:
         """Pages on the free lists."""
         return int((np.int64(1) << self.order.astype(np.int64)).sum())
+
+    def free_map(self, pages: int) -> npt.NDArray[np.bool_]:
+        """Whether each of the first ``pages`` pages is free."""
+        free: npt.NDArray[np.bool_] = np.zeros(pages, np.bool_)
+        for pfn, order in zip(self.pfn.tolist(), self.order.tolist(), strict=True):
+            free[pfn : pfn + (1 << order)] = True
+        return free
 
     def as_dict(self) -> dict[str, Any]:
         """For a file's metadata and the JSON."""
@@ -94,13 +101,13 @@ def _from_flags(name: str, whole: bytearray) -> Snapshot:
     buddy = (flags >> np.uint64(_BUDDY)) & np.uint64(1) != 0
     if not buddy.any():
         raise UsageError(f"{name}: has no free page (bit {_BUDDY}) among {flags.size}; expected {_EXPECTED}")
-    heads, order = _heads(buddy)
+    heads, order = free_heads(buddy)
     reported = (flags[heads] >> np.uint64(_REPORTED)) & np.uint64(1) != 0
     unknown = np.full(heads.size, UNKNOWN_PAGES, np.int64)
     return Snapshot(name, "kpageflags", heads, order, reported, unknown, int(flags.size))
 
 
-def _heads(free: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
+def free_heads(free: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
     """Heads and orders of the free blocks: buddies that are both free have merged, up to the top order."""
     padded = np.zeros(-(-free.size >> MAX_ORDER) << MAX_ORDER, np.bool_)
     padded[: free.size] = free

@@ -267,11 +267,11 @@ def test_both_forms_of_a_snapshot_agree(packed: bool, tmp_path: Path) -> None:
 @given(st.integers(0, 2**32), st.integers(1, 5000))
 def test_free_pages_become_merged_blocks(seed: int, n_pages: int) -> None:
     """Each free page is in one aligned block, and no two blocks are buddies that should have merged."""
-    from lab.trace.snapshot import _heads
+    from lab.trace.snapshot import free_heads
 
     chance = np.random.default_rng(seed)
     free = np.repeat(chance.random(n_pages) < 0.7, chance.integers(1, 300, n_pages))[:n_pages]
-    heads, orders = _heads(free)
+    heads, orders = free_heads(free)
     covered = np.zeros(n_pages, np.int64)
     blocks = list(zip(heads.tolist(), orders.tolist(), strict=True))
     for pfn, order in blocks:

@@ -1,0 +1,175 @@
+"""One replay from files to the answer that is printed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from common.errors import UsageError
+from common.geometry import PAGE_BYTES
+from lab.replay import kernels
+from lab.replay.against import RealPass, compare, real_residence
+from lab.replay.engine import Prices, Replay, ReplaySettings
+from lab.replay.plan import Plan, build_plan
+from lab.replay.source import Recording
+from lab.replay.start import (
+    Place,
+    Watermarks,
+    corrected,
+    machine_pages,
+    nothing_known,
+    places,
+    recommended_kbytes,
+    watermarks,
+)
+from lab.trace.events import Event
+from lab.trace.snapshot import Snapshot
+
+__all__ = ["Scene", "answer", "beside", "recorded_begins", "replay", "scene_of"]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Everything that replays of one recording share, whatever the policy and its settings.
+
+    Attributes:
+        start: the free lists as the recording begins.
+        pages: of the machine.
+        zones: in the order in which the kernel walks them.
+        corrected_pages: what of the snapshot was not so any more.
+    """
+
+    recording: Recording
+    plan: Plan
+    start: Snapshot
+    pages: int
+    zones: list[tuple[Place, Watermarks]]
+    min_free_kbytes: int
+    corrected_pages: int
+
+
+def scene_of(recording: Recording, start: Snapshot | None, *, memory_bytes: int = 0, min_free_kbytes: int = 0) -> Scene:
+    """The scene of a zone replay: as given, else as the recording and the snapshot tell (0 for what is not given).
+
+    Raises:
+        UsageError: what is given contradicts them, or the recording has no zone events.
+    """
+    plan = build_plan(recording.rows, start if recording.at_snapshot else None)
+    if not np.isin(plan.op, [kernels.OP_TAKE, kernels.OP_GIVE]).any():
+        raise UsageError(
+            f"{recording.name}: has neither mm_page_alloc_zone_locked nor mm_page_pcpu_drain; a zone replay needs "
+            "both, see: python -m lab record"
+        )
+    highest = int((plan.pfn + (np.int64(1) << plan.order.astype(np.int64))).max()) - 1
+    pages = machine_pages(start, highest, memory_bytes)
+    found = places(pages)
+    kbytes = min_free_kbytes or recommended_kbytes(found)
+    zones = list(zip(found, watermarks(found, kbytes), strict=True))
+    begin, changed = corrected(start or nothing_known(), recording, found[-1].end)
+    return Scene(recording, plan, begin, pages, zones, kbytes, changed)
+
+
+def replay(scene: Scene, settings: ReplaySettings, prices: Prices | None = None) -> Replay:
+    """A replay that has not been run."""
+    return Replay(
+        scene.plan,
+        scene.zones,
+        scene.start,
+        settings,
+        prices or Prices(),
+        begin_ns=scene.recording.begin_ns,
+        end_ns=scene.recording.end_ns,
+    )
+
+
+def answer(done: Replay, scene: Scene, *, blocks: bool) -> dict[str, Any]:
+    """What a replay found, as the JSON has it. ``blocks``: with the pfn and order of every block, pass by pass."""
+    counts, recording = done.counts, scene.recording
+    reported = [one for one in done.passes if one.blocks]
+    refaults = int(counts[kernels.C_REFAULTS])
+    found: dict[str, Any] = {
+        "health": recording.health,
+        "settings": _settings(done, scene),
+        "begin_s": recording.begin_ns / 1e9,
+        "end_s": recording.end_ns / 1e9,
+        "moves": len(scene.plan),
+        "passes": [
+            {
+                "t_s": one.t_ns / 1e9,
+                "reports": len(one.report_ends),
+                "blocks": len(one.blocks),
+                "bytes": one.pages * PAGE_BYTES,
+            }
+            for one in reported
+        ],
+        "empty_passes": len(done.passes) - len(reported),
+        "reported_bytes": sum(one.pages for one in reported) * PAGE_BYTES,
+        "resident": [[t_ns / 1e9, pages * PAGE_BYTES] for t_ns, pages in done.samples],
+        "gib_min": done.gib_minutes(),
+        "refaults": refaults,
+        "refault_s": refaults * done.prices.refault_ns / 1e9,
+        "first_touches": int(counts[kernels.C_FIRST_TOUCHES]),
+        "host_cpu_s": done.host_cpu_ns / 1e9,
+        "unknown": {
+            "taken_not_free_pages": int(counts[kernels.C_NOT_FREE]),
+            "freed_not_used_pages": int(counts[kernels.C_NOT_USED]),
+            "taken_while_reported_blocks": int(counts[kernels.C_CONFLICTS]),
+            "frees_without_event": scene.plan.unseen_frees,
+            "takes_without_event": scene.plan.silent_takes,
+            "start_corrected_pages": scene.corrected_pages,
+        },
+    }
+    if blocks:
+        found["reported"] = [[list(block) for block in one.blocks] for one in reported]
+    return found
+
+
+def _settings(done: Replay, scene: Scene) -> dict[str, Any]:
+    """What was replayed with, defaults and guesses included."""
+    settings, prices = done.settings, done.prices
+    return {
+        "mode": "zone",
+        "policy": settings.policy,
+        "min_order": settings.min_order,
+        "delay_ns": done.delay_ns,
+        "capacity": done.capacity,
+        "hz": settings.hz,
+        "memory_bytes": scene.pages * PAGE_BYTES,
+        "min_free_kbytes": scene.min_free_kbytes,
+        "zones": [
+            {"name": place.name, "pages": place.pages, "min_pages": marks.lowest, "low_pages": marks.low}
+            for place, marks in scene.zones
+        ],
+        "prices_ns": {
+            "report": prices.report_ns,
+            "range": prices.range_ns,
+            "page": prices.page_ns,
+            "refault": prices.refault_ns,
+        },
+    }
+
+
+def beside(done: Replay, scene: Scene, real: list[RealPass]) -> dict[str, Any]:
+    """The real guest's reports beside those of a replay that was run."""
+    found = compare(done.passes, real)
+    if not any(one.answers for one in real):
+        return found
+    plan = scene.plan
+    touched = plan.op == kernels.OP_TOUCH
+    unused = replay(scene, ReplaySettings(policy="off"))
+    times = [t_ns for t_ns, _ in done.samples]
+    pages = real_residence(
+        unused.resident_map(), (plan.t_ns[touched], plan.pfn[touched], plan.order[touched]), real, times
+    )
+    ours = np.array([held for _, held in done.samples], np.float64)
+    found["real_resident"] = [[t_ns / 1e9, count * PAGE_BYTES] for t_ns, count in zip(times, pages, strict=True)]
+    found["resident_off_mean"] = float(np.abs(ours - np.array(pages)).mean()) / scene.pages
+    return found
+
+
+def recorded_begins(recording: Recording) -> tuple[int, ...]:
+    """When the recorded guest's own passes began."""
+    rows = recording.rows
+    return tuple(int(t_ns) for t_ns in rows["t_ns"][rows["event"] == Event.process])
