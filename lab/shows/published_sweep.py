@@ -201,5 +201,5 @@ def _figure(middle: dict[_Key, dict[str, float]]) -> Figure:
     ):
         axes[1].scatter([], [], color=colour, marker=marker, label=label)
     axes[1].scatter([], [], edgecolors="#444444", facecolors="none", marker="o", label="hollow: batch 512")
-    axes[1].legend(fontsize=8)
+    axes[1].legend(fontsize=8, loc="center")
     return figure
