@@ -158,8 +158,8 @@ def _present(results: Sequence[RunResult]) -> Presentation:
     slow_s, fast_s = (middle(label, _CASES[0], "t90_s") for label in (_SLOW, _FAST))
     fast_faults = middle(_FAST, _CASES[1], "refaults")
     reference = (
-        f"{_SLOW} gives 90 % back after {slow_s:.1f} s, {_FAST} after {fast_s:.1f} s at {fast_faults / 1e3:.0f} thousand "
-        "refaults; "
+        f"{_SLOW} gives 90 % back after {slow_s:.1f} s, {_FAST} after {fast_s:.1f} s at {fast_faults / 1e3:.0f} "
+        "thousand refaults; "
         "reported by the fleet: 10.1 to 10.3 s and 1.2 to 1.3 s to fall below 1.5 GiB."
     )
     points = {label: (middle(label, _CASES[0], "t90_s"), middle(label, _CASES[1], "refaults")) for label in found}
