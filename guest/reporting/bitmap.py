@@ -29,9 +29,7 @@ from common.layout import (
     MT_SHIFT,
     ORDER_MASK,
     W_ACTIVE,
-    W_FREE_PAGES,
     W_MIN_ORDER,
-    W_MIN_WATERMARK,
     W_NODES_HOLD_MAX,
     W_NODES_VISITED,
     W_POLICY_WORDS,
@@ -41,7 +39,7 @@ from common.native import clock_ns, kernel
 from common.statistics import record
 from guest.allocator.locked import E_LOCK, lock_zone, unlock_zone
 from guest.allocator.view import bitmap_of, ctl_of, pages_of
-from guest.reporting.blocks import MORE, SHORT, clear_request, count_pulled, take_for_report
+from guest.reporting.blocks import MORE, SHORT, clear_request, count_pulled, isolate_free_page
 
 __all__ = ["W_BITS_SCANNED", "begin", "end", "locked_scan"]
 
@@ -89,18 +87,14 @@ def clear_bit(zone, bit):  # type: ignore[no-untyped-def]
 def isolate_block(zone, pfn):  # type: ignore[no-untyped-def]
     """Take the free block that begins at ``pfn`` in flight; its order, or -1 if there is none to be had.
 
-    Mirrors __isolate_free_page with the worker's own checks ahead of it (PageBuddy, order, not isolated); unlike that
-    it leaves the pageblock's type alone.
+    Mirrors __isolate_free_page with the worker's own checks ahead of it (PageBuddy, order, not isolated).
     """
     state = np.int64(pages_of(zone)[pfn])
     order = state & ORDER_MASK
     migratetype = (state >> MT_SHIFT) & MT_FIELD
     if state & KIND_MASK != FREE or order < ctl_of(zone)[W_MIN_ORDER] or migratetype == ISOLATE:
         return np.int64(-1)
-    if ctl_of(zone)[W_FREE_PAGES] - (1 << order) < ctl_of(zone)[W_MIN_WATERMARK]:
-        return np.int64(-1)
-    take_for_report(zone, pfn, order, migratetype)
-    return order
+    return order if isolate_free_page(zone, pfn, order, migratetype) else np.int64(-1)
 
 
 @kernel

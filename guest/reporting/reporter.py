@@ -117,6 +117,7 @@ class Reporter(threading.Thread):
 
     def _run_once(self) -> None:
         done = self.cycle.run(self._report)
+        self.cycle.cooling_ns(time.monotonic_ns())  # pressure during the run is noted while it is fresh
         self._count_run(done)
         if self._asks_again(done) and not self._stop_event.is_set():
             # The blocks are back, unreported, and no free may ever come to ask for them: ask ourselves. The request
@@ -128,12 +129,17 @@ class Reporter(threading.Thread):
         self._run_id = self._link.begin_run()
         if not self._run_id:
             self.cycle.end(abandon=True)  # its host is gone: drop the request
+            self._ask_for_due_run()
             return
         self._keep_until = 0.0
         done = self.cycle.run(self._report, resume=self._finish)
         self._link.settle_run(self._run_id, failed=done.failed)
         self._count_run(done)
-        if self._link.run_is_due:  # its request may have been dropped with this run's
+        self._ask_for_due_run()
+
+    def _ask_for_due_run(self) -> None:
+        """A command that came meanwhile: its request may have been dropped with the one that was answered."""
+        if self._link.run_is_due:
             entry.locked_request(self.zone.address)
 
     def _finish(self) -> bool:

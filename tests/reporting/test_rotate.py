@@ -156,7 +156,7 @@ def test_m1_begin_answers_what_was_asked_before(zone: Zone) -> None:
 
 
 def test_s15_neither_pull_nor_put_back_asks_for_a_run(zone: Zone) -> None:
-    """S15: a merge at put-back makes an unreported block, and nobody is asked."""
+    """S15: nor does a change of the pageblock beside it while the block is out."""
     freed, buddies = free_alternating(zone, 1)
     zone.isolate(buddies[0] // PAGEBLOCK_PAGES)
     cycle = rotate(zone)
@@ -335,6 +335,17 @@ def test_m3b_an_error_ends_the_pass_and_asks_for_nothing(zone: Zone, good: int) 
 
 
 @pytest.mark.parametrize(("short_of", "touched"), [(0, True), (1, False)])
+def test_m4_the_gate_goes_by_the_minimum_order(short_of: int, touched: bool) -> None:
+    """M4: capacity << order_min, whatever the orders of the blocks."""
+    capacity, free_pages = 2, 4 * PAGEBLOCK_PAGES
+    low = free_pages - (capacity << 4) - 1 + short_of
+    zone = make_zone(64 * MIB, trigger="any", min_order=4, low_watermark=low)
+    free_alternating(zone, 4)
+    assert (rotate(zone, capacity=capacity).run(keep).blocks > 0) == touched
+    zone.close()
+
+
+@pytest.mark.parametrize(("short_of", "touched"), [(0, True), (1, False)])
 def test_m4_a_zone_at_or_below_the_gate_is_not_touched(short_of: int, touched: bool) -> None:
     """M4: low watermark + (capacity << order), which has to be exceeded."""
     capacity, free_pages = 2, 4 * PAGEBLOCK_PAGES
@@ -352,10 +363,17 @@ def test_m4_a_zone_at_or_below_the_gate_is_not_touched(short_of: int, touched: b
 
 
 def test_m4_the_gate_is_looked_at_once_a_pass() -> None:
-    """Section 4.1: at the head of the zone, not before each batch; what is in flight does not close it."""
+    """Section 4.1: at the head of the zone, not before each batch; what is allocated since does not close it."""
     zone = make_zone(64 * MIB, trigger="any", low_watermark=4 * PAGEBLOCK_PAGES - (2 << 9) - 1)
     free_alternating(zone, 4)
-    assert rotate(zone, capacity=2).run(keep).blocks == 4
+
+    def report(_batch: Batch) -> Outcome:
+        zone.alloc(0, flags=ALLOC_NO_WATERMARKS)
+        return Outcome.DONE
+
+    done = rotate(zone, capacity=2).run(report)
+    assert done.batches > 1
+    assert rotate(zone, capacity=2).run(keep).blocks == 0, "the next pass finds it closed"
     zone.close()
 
 
