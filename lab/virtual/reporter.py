@@ -241,6 +241,7 @@ class VirtualReporter:
         world, costs = self._world, self._world.costs
         held, holds = world.words.held_blocks, self._put_backs()
         self._cycle.end(abandon=self._last not in _ACCEPTED)
+        self._cycle.cooling_ns(round(world.clock.now))  # pressure during the run is noted while it is fresh
         held, holds = held - world.words.held_blocks, self._put_backs() - holds
         if holds:
             self._hold(costs.put_back_ns + held / holds * costs.put_back_block_ns, holds, self._ended)

@@ -10,7 +10,7 @@ import pytest
 
 from common.errors import InvariantViolation, UsageError
 from common.geometry import PAGE_BYTES, Migratetype
-from common.layout import ALLOCATED, FREE, HELD, IN_FLIGHT, KIND_MASK, ON_PCP, RESIDENT, RETURNED, ZEROED
+from common.layout import ALLOCATED, FREE, HELD, IN_FLIGHT, KIND_MASK, MT_SHIFT, ON_PCP, RESIDENT, RETURNED, ZEROED
 from common.messages import Status, pack_zeroed, unpack_blocks
 from common.settings import GuestSettings
 from guest.allocator.buddy import FPI_NONE
@@ -258,6 +258,18 @@ def test_z2_a_repair_keeps_the_marks_and_gives_none_to_what_a_dead_owner_had(zon
     rebuild_zone(open_zone(zone.address))
     del before[pfn], before[pfn ^ 512]
     assert zeroed_heads(zone) == before, "freed, it has merged with its zeroed half, and the whole is not"
+
+
+@pytest.mark.parametrize("marked", [(), (0,), (1,), (0, 1)])
+def test_z2_buddies_that_death_kept_apart_merge_marked_only_if_both_were(zone: Zone, marked: tuple[int, ...]) -> None:
+    pfn = zone.alloc(10)
+    assert pfn is not None
+    for half in (0, 1):
+        state = FREE | 9 | int(MOVABLE) << MT_SHIFT
+        zone._page[pfn + 512 * half] = state | (ZEROED if half in marked else 0)
+    rebuild_zone(open_zone(zone.address))
+    assert (pfn in zeroed_heads(zone)) == (marked == (0, 1))
+    zone.validate()
 
 
 def test_z3_the_first_use_takes_it_and_no_free_brings_it_back(zone: Zone) -> None:
