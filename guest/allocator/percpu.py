@@ -24,6 +24,7 @@ from common.layout import (
     HEADER_WORDS,
     INTERIOR,
     MT_SHIFT,
+    N_ASKS,
     N_PCP_LISTS,
     ON_PCP,
     ORDER_MASK,
@@ -40,7 +41,7 @@ from common.layout import (
 from common.native import barrier, exchange_i64, kernel, load_i64, prefetch, sleep_us, store_i64, thread_is_gone
 from guest.allocator.asks import ASK, begin_ask
 from guest.allocator.buddy import FPI_NONE, NOT_THERE, is_free_head, pageblock_type
-from guest.allocator.install import wait_for_install
+from guest.allocator.install import wait_for_ask, wait_for_install
 from guest.allocator.lists import link_after, next_node, previous_node, unlink
 from guest.allocator.locked import (
     E_DOUBLE_FREE,
@@ -225,8 +226,14 @@ def drain_blocks(zone, cpu, index, pages):  # type: ignore[no-untyped-def]
 def alloc_pages(zone, cpu, order, migratetype, flags):  # type: ignore[no-untyped-def]
     """``alloc_there``, and where a host has to populate a block first, wait for that without a lock and try again."""
     pfn = alloc_there(zone, cpu, order, migratetype, flags)
+    waits = np.int64(0)
     while pfn <= ASK:
-        if not wait_for_install(zone, ASK - pfn):
+        if pfn <= ASK - N_ASKS:
+            alive = wait_for_ask(zone, waits)
+            waits += 1
+        else:
+            alive = wait_for_install(zone, ASK - pfn)
+        if not alive:
             return np.int64(E_LOCK)
         pfn = alloc_there(zone, cpu, order, migratetype, flags)
     return pfn

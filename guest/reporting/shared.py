@@ -40,6 +40,7 @@ from common.layout import (
 )
 from common.native import kernel, semaphore_post, word_address
 from guest.allocator.asks import ask_word
+from guest.allocator.install import reap_asks
 from guest.allocator.locked import E_LOCK, lock_zone, unlock_zone
 from guest.allocator.view import ctl_of, open_zone, pages_of
 from guest.reporting import blocks, boundary
@@ -49,6 +50,7 @@ __all__ = [
     "answer_ask",
     "begin",
     "collect_asks",
+    "end_lost_asks",
     "find_in_flight",
     "pull",
     "refuse_asks",
@@ -158,6 +160,12 @@ def refuse_asks(address):  # type: ignore[no-untyped-def]
             semaphore_post(word_address(zone.ctl, ask + A_SEMAPHORE))
     unlock_zone(zone)
     return 0
+
+
+@kernel
+def end_lost_asks(address):  # type: ignore[no-untyped-def]
+    """End the asks of threads that are gone; their blocks go back. 0 or E_LOCK."""
+    return 0 if reap_asks(open_zone(address)) else E_LOCK
 
 
 @kernel
