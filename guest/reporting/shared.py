@@ -52,6 +52,7 @@ __all__ = [
     "collect_asks",
     "end_lost_asks",
     "find_in_flight",
+    "is_awaited",
     "pull",
     "refuse_asks",
     "set_asking",
@@ -124,6 +125,18 @@ def collect_asks(address, out):  # type: ignore[no-untyped-def]
             count += 1
     unlock_zone(zone)
     return count
+
+
+@kernel
+def is_awaited(address, index, sequence):  # type: ignore[no-untyped-def]
+    """1 if that ask still waits for an answer: its block is in flight, and nobody claims it. 0 if not; E_LOCK."""
+    zone = open_zone(address)
+    if not lock_zone(zone):
+        return np.int64(E_LOCK)
+    ask = ask_word(index)
+    awaited = ctl_of(zone)[ask + A_STATE] == ASKED and ctl_of(zone)[ask + A_SEQUENCE] == sequence
+    unlock_zone(zone)
+    return np.int64(awaited)
 
 
 @kernel
