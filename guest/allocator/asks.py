@@ -49,9 +49,10 @@ from guest.allocator.pageblocks import free_across_pageblocks
 from guest.allocator.view import ctl_of, pages_of, residence_of
 from guest.reporting.blocks import leave_flight, take_for_report
 
-__all__ = ["ASK", "ask_word", "begin_ask", "drop_lost_asks", "end_ask"]
+__all__ = ["ASK", "AWAITED", "ask_word", "asks_pending", "begin_ask", "drop_lost_asks", "end_ask"]
 
 ASK = -16  # from here down: minus the number of an ask; N_ASKS: all are taken, come again
+AWAITED = ASK - N_ASKS - 1  # no memory, but blocks that are asked for come back: come again
 MT_FIELD = 0x7
 
 
@@ -59,6 +60,15 @@ MT_FIELD = 0x7
 def ask_word(index):  # type: ignore[no-untyped-def]
     """First word of ask ``index``."""
     return W_ASKS + index * ASK_WORDS
+
+
+@kernel
+def asks_pending(zone):  # type: ignore[no-untyped-def]
+    """True while an ask has a block in flight: there is more memory than is free."""
+    pending = 0
+    for index in range(N_ASKS):
+        pending += ctl_of(zone)[ask_word(index) + A_STATE] != ASK_FREE
+    return pending > 0
 
 
 @kernel

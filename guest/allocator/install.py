@@ -20,7 +20,7 @@ from guest.allocator.asks import ask_word, end_ask
 from guest.allocator.locked import lock_zone, unlock_zone
 from guest.allocator.view import ctl_of
 
-__all__ = ["reap_asks", "wait_for_ask", "wait_for_install"]
+__all__ = ["FULL_WAITS", "reap_asks", "wait_for_ask", "wait_for_install"]
 
 WAIT_US = 10_000  # one sleep; then a look whether the host lives
 WAITS = 100  # a second in all: a host that is alive and does not answer is waited for no longer
@@ -56,7 +56,7 @@ def wait_for_install(zone, index):  # type: ignore[no-untyped-def]
 
 @kernel
 def wait_for_ask(zone, waits):  # type: ignore[no-untyped-def]
-    """All asks are taken: the ``waits``-th short wait, from 0 on, for one to end.
+    """All asks are taken, or have the memory that is wanted: the ``waits``-th short wait, from 0 on, for one to end.
 
     After a second of them asking ends, until a host shows itself again: a page is then populated by the fault of
     whoever touches it. The caller holds no lock. False: the zone lock is beyond recovery.

@@ -146,3 +146,31 @@ def test_s3_a_kill_leaves_no_block_in_flight_that_no_ask_names(
     assert shared.end_lost_asks(large.address) == 0
     assert large.statistics().in_flight_blocks == 0
     assert large.statistics().free_pages == free_pages
+
+
+@pytest.mark.parametrize("order", [0, 9])
+@pytest.mark.parametrize("pcp_batch", [0, 8])
+def test_what_is_asked_for_is_no_reason_to_be_out_of_memory(order: int, pcp_batch: int) -> None:
+    """All free memory is in asks, whose threads are gone: who waits ends them, and has it."""
+    zone = make_zone(16 * MIB, registered=False, pcp_batch=pcp_batch)
+    shared.set_open(zone.address, 1)
+    assert take_over(zone, os.getpid(), None) == 0
+    ask_as(zone, a_dead_pid(), 4)
+    assert zone.statistics().free_pages == 0
+    cpu = zone.claim_cpu()
+    with Populator(zone):
+        assert zone.alloc(order, cpu=cpu) is not None
+    assert zone.statistics().failed_allocations == 0
+    assert zone.statistics().in_flight_blocks == 0
+    zone.close()
+
+
+def test_out_of_memory_is_said_after_a_bounded_wait_for_what_is_asked_for() -> None:
+    zone = make_zone(64 * MIB, registered=False)
+    shared.set_open(zone.address, 1)
+    assert take_over(zone, os.getpid(), None) == 0
+    ask_as(zone, os.getpid(), N_ASKS)
+    assert alloc_in_time(zone, 0) is None
+    assert zone.statistics().failed_allocations == 1
+    assert zone.statistics().in_flight_blocks == N_ASKS
+    zone.close()
