@@ -44,6 +44,7 @@ __all__ = [
     "ASK_FREE",
     "ASK_WORDS",
     "A_ORDER",
+    "A_OWNER",
     "A_PFN",
     "A_SEMAPHORE",
     "A_SEQUENCE",
@@ -183,7 +184,7 @@ __all__ = [
 ]
 
 MAGIC = int.from_bytes(b"FPRZONE\0", "little")
-LAYOUT_VERSION = 4
+LAYOUT_VERSION = 5
 LINE_WORDS = 8  # a 64-byte cache line in int64 words
 
 N_FREE_LISTS = N_ORDERS * N_MIGRATETYPES
@@ -197,12 +198,9 @@ N_POLICY_WORDS = 16
 
 # Blocks asked for at one time, at most, and the words of an ask; each holds the sem_t of its answer in A_SEMAPHORE.
 N_ASKS = 16
-ASK_WORDS = LINE_WORDS
+ASK_WORDS = 2 * LINE_WORDS
 A_SEMAPHORE = 0
-A_PFN = 4
-A_ORDER = 5
-A_STATE = 6
-A_SEQUENCE = 7
+A_PFN, A_ORDER, A_STATE, A_SEQUENCE, A_OWNER = range(4, 9)
 ASK_FREE = 0
 ASKED = 1
 ANSWERED = 2  # it is there

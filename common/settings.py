@@ -182,6 +182,14 @@ class _MachineSettings(_RunSettings):
     idle_ns: int = _duration("idle", "3s", "how long memhog and burst stay idle")
     seed: int = _integer("seed", 1, 0, (1 << 32) - 1, "seed of everything random")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.poison and self.policy == "shared":
+            raise UsageError(
+                f"poison: {self.poison}; the host of the policy 'shared' is never told and always discards, "
+                "allowed is 0 with it"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class GuestSettings(_MachineSettings):

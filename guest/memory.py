@@ -132,7 +132,7 @@ def use_pages(zone, address, ram_address, slot, finding, pfn, order, tag):  # ty
     that a host populated beforehand, which is counted there. A zeroed block is not cleared again: what was given back
     comes zero-filled with its fault, and clearing it is a second time (Z1). It is checked all the same; a page of it
     that is not zero is a violation, and is cleared. In a zone that poisons, a page that was ever used must hold the
-    poison instead, resident or not: the host may discard nothing (Z4).
+    poison instead, resident or not: the host may discard nothing (Z4). A page that a host populated was not there.
 
     With ``ram_address`` 0 (the model backend) only map and counts are kept. Returns the pages that were not resident.
     """
@@ -152,7 +152,7 @@ def use_pages(zone, address, ram_address, slot, finding, pfn, order, tag):  # ty
             # SAFETY: the mapping holds n_pages pages and outlives the vCPU threads; pfn was handed out by the zone.
             words = view_i64(ram_address + page * PAGE_BYTES, PAGE_WORDS)
             clear = not zeroed
-            if zeroed or was == NEVER_TOUCHED or (was == RETURNED and poison == 0):
+            if zeroed or was == NEVER_TOUCHED or was == INSTALLED or (was == RETURNED and poison == 0):
                 found = word_unlike(words, np.int64(0))
                 if found != 0:
                     note_finding(zone, slot, finding, ZERO_LOST, page, 0, found)

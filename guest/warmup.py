@@ -89,6 +89,7 @@ def _share(zone: Zone) -> None:
     Cycle(zone, "shared").run(lambda _batch: Outcome.DONE)
     shared.set_asking(zone.address, 1)
     shared.collect_asks(zone.address, np.zeros((N_ASKS, shared.ASK_COLUMNS), dtype=np.int64))
+    shared.is_awaited(zone.address, 0, 0)
     shared.answer_ask(zone.address, 0, 0, True)  # there is no such ask: it is merely looked for
     shared.refuse_asks(zone.address)
     thread_is_gone(1)

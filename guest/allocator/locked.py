@@ -32,7 +32,7 @@ from common.layout import (
 )
 from common.mutex import EOWNERDEAD
 from common.native import exchange_u16, kernel, mutex_consistent, mutex_lock, mutex_unlock, prefetch, word_address
-from guest.allocator.asks import begin_ask
+from guest.allocator.asks import AWAITED, asks_pending, begin_ask
 from guest.allocator.buddy import FPI_NONE, NOT_THERE, take_smallest
 from guest.allocator.held import relieve_pressure
 from guest.allocator.lists import free_list_head, splice_to_front
@@ -155,7 +155,7 @@ def take_under_pressure(zone, order, migratetype, flags):  # type: ignore[no-unt
 
 @kernel
 def buddy_alloc(zone, order, migratetype, flags):  # type: ignore[no-untyped-def]
-    """Lock, allocate 2**order pages past the per-CPU lists, unlock. A pfn, E_NO_MEMORY, E_LOCK, or that of
+    """Lock, allocate 2**order pages past the per-CPU lists, unlock. A pfn, E_NO_MEMORY, E_LOCK, AWAITED, or that of
     ``begin_ask``.
     """
     if not lock_zone(zone):
@@ -169,6 +169,8 @@ def buddy_alloc(zone, order, migratetype, flags):  # type: ignore[no-untyped-def
         ctl_of(zone)[W_ALLOCATIONS] += 1
     elif pfn <= NOT_THERE:
         pfn = begin_ask(zone, NOT_THERE - pfn)
+    elif asks_pending(zone):
+        pfn = np.int64(AWAITED)
     else:
         ctl_of(zone)[W_FAILED_ALLOCATIONS] += 1
     unlock_zone(zone)

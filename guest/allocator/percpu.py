@@ -24,6 +24,7 @@ from common.layout import (
     HEADER_WORDS,
     INTERIOR,
     MT_SHIFT,
+    N_ASKS,
     N_PCP_LISTS,
     ON_PCP,
     ORDER_MASK,
@@ -38,9 +39,9 @@ from common.layout import (
     ZEROED,
 )
 from common.native import barrier, exchange_i64, kernel, load_i64, prefetch, sleep_us, store_i64, thread_is_gone
-from guest.allocator.asks import ASK, begin_ask
+from guest.allocator.asks import ASK, AWAITED, asks_pending, begin_ask
 from guest.allocator.buddy import FPI_NONE, NOT_THERE, is_free_head, pageblock_type
-from guest.allocator.install import wait_for_install
+from guest.allocator.install import FULL_WAITS, wait_for_ask, wait_for_install
 from guest.allocator.lists import link_after, next_node, previous_node, unlink
 from guest.allocator.locked import (
     E_DOUBLE_FREE,
@@ -125,7 +126,8 @@ def unlock_slot(zone, cpu):  # type: ignore[no-untyped-def]
 def refill(zone, slot, head, order, migratetype, flags):  # type: ignore[no-untyped-def]
     """Move a batch of blocks from the zone to a per-CPU list under one hold of the zone lock (rmqueue_bulk).
 
-    Returns how many blocks, E_LOCK, or the code of ``begin_ask`` when the first one is not there. Slot lock held.
+    Returns how many blocks, E_LOCK, AWAITED, or the code of ``begin_ask`` when the first one is not there. Slot lock
+    held.
     """
     wanted = max(ctl_of(zone)[W_PCP_BATCH] >> order, 2)
     if not lock_zone(zone):
@@ -142,6 +144,9 @@ def refill(zone, slot, head, order, migratetype, flags):  # type: ignore[no-unty
             asked = begin_ask(zone, NOT_THERE - pfn)
             unlock_zone(zone)
             return asked
+        if pfn == E_NO_MEMORY and taken == 0 and asks_pending(zone):
+            unlock_zone(zone)
+            return np.int64(AWAITED)
         if pfn < 0:
             break
         # The forward chain is whole after each block, for rebuild_slot; the head's backward link follows at the end.
@@ -225,17 +230,35 @@ def drain_blocks(zone, cpu, index, pages):  # type: ignore[no-untyped-def]
 def alloc_pages(zone, cpu, order, migratetype, flags):  # type: ignore[no-untyped-def]
     """``alloc_there``, and where a host has to populate a block first, wait for that without a lock and try again."""
     pfn = alloc_there(zone, cpu, order, migratetype, flags)
+    waits = np.int64(0)
     while pfn <= ASK:
-        if not wait_for_install(zone, ASK - pfn):
+        if pfn == AWAITED and waits >= FULL_WAITS:
+            return fail_after_waiting(zone)
+        if pfn <= ASK - N_ASKS:
+            alive = wait_for_ask(zone, waits)
+            waits += 1
+        else:
+            alive = wait_for_install(zone, ASK - pfn)
+        if not alive:
             return np.int64(E_LOCK)
         pfn = alloc_there(zone, cpu, order, migratetype, flags)
     return pfn
 
 
 @kernel
+def fail_after_waiting(zone):  # type: ignore[no-untyped-def]
+    """There was no memory for as long as asks are waited for. E_NO_MEMORY or E_LOCK."""
+    if not lock_zone(zone):
+        return np.int64(E_LOCK)
+    ctl_of(zone)[W_FAILED_ALLOCATIONS] += 1
+    unlock_zone(zone)
+    return np.int64(E_NO_MEMORY)
+
+
+@kernel
 def alloc_there(zone, cpu, order, migratetype, flags):  # type: ignore[no-untyped-def]
-    """Allocate 2**order pages, from the per-CPU list where there is one (rmqueue_pcplist). A pfn, a code, or
-    that of ``begin_ask``.
+    """Allocate 2**order pages, from the per-CPU list where there is one (rmqueue_pcplist). A pfn, a code,
+    AWAITED, or that of ``begin_ask``.
 
     The watermark is checked when a list is refilled, not on each hit.
     """

@@ -49,6 +49,7 @@ from common.layout import (
     ZEROED,
 )
 from common.native import kernel, semaphore_post, word_address
+from guest.allocator.asks import drop_lost_asks
 from guest.allocator.buddy import FPI_NONE, account_free, free_one, is_free_head, pageblock_type
 from guest.allocator.lists import del_page_from_free_list, free_list_head, link_after, link_before, next_node
 from guest.allocator.view import ctl_of, links_of, pages_of
@@ -132,6 +133,7 @@ def rebuild_zone(zone):  # type: ignore[no-untyped-def]
         elif kind == INTERIOR:
             orphans = True
         pfn += 1 << (state & ORDER_MASK)
+    drop_lost_asks(zone)
     if orphans:
         free_orphans(zone)
     merge_buddies(zone)

@@ -32,7 +32,8 @@ def take_over(zone: Zone, pid: int, residence: Residence | None, *, stale_pid: i
     """Become the device of a zone whose device died, or which has none, and put back what the dead one had in flight.
 
     The blocks come back unflagged, and the resident map follows what is really there: how far the dead one came
-    nobody knows. Takes the zone lock, never for longer than one walk over the page records.
+    nobody knows. Asks of threads that are gone are ended. Takes the zone lock, never for longer than one walk over the
+    page records.
 
     Args:
         pid: of the new device.
@@ -50,6 +51,7 @@ def take_over(zone: Zone, pid: int, residence: Residence | None, *, stale_pid: i
     holder = int(_check(entry.register_device(zone.address, pid, stale_pid)))
     if holder:
         return holder
+    _check(shared.end_lost_asks(zone.address))
     number = table.find_policy("shared").number
     pfns, orders = np.zeros(1024, dtype=np.int64), np.zeros(1024, dtype=np.int64)
     holds, scratch = new_histogram(), np.zeros(2, dtype=np.int64)

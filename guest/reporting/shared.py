@@ -40,6 +40,7 @@ from common.layout import (
 )
 from common.native import kernel, semaphore_post, word_address
 from guest.allocator.asks import ask_word
+from guest.allocator.install import reap_asks
 from guest.allocator.locked import E_LOCK, lock_zone, unlock_zone
 from guest.allocator.view import ctl_of, open_zone, pages_of
 from guest.reporting import blocks, boundary
@@ -49,7 +50,9 @@ __all__ = [
     "answer_ask",
     "begin",
     "collect_asks",
+    "end_lost_asks",
     "find_in_flight",
+    "is_awaited",
     "pull",
     "refuse_asks",
     "set_asking",
@@ -125,6 +128,18 @@ def collect_asks(address, out):  # type: ignore[no-untyped-def]
 
 
 @kernel
+def is_awaited(address, index, sequence):  # type: ignore[no-untyped-def]
+    """1 if that ask still waits for an answer: its block is in flight, and nobody claims it. 0 if not; E_LOCK."""
+    zone = open_zone(address)
+    if not lock_zone(zone):
+        return np.int64(E_LOCK)
+    ask = ask_word(index)
+    awaited = ctl_of(zone)[ask + A_STATE] == ASKED and ctl_of(zone)[ask + A_SEQUENCE] == sequence
+    unlock_zone(zone)
+    return np.int64(awaited)
+
+
+@kernel
 def answer_ask(address, index, sequence, populated):  # type: ignore[no-untyped-def]
     """Answer an ask: its block is there, or is refused. 1; 0 if the asker has given up; E_LOCK.
 
@@ -158,6 +173,12 @@ def refuse_asks(address):  # type: ignore[no-untyped-def]
             semaphore_post(word_address(zone.ctl, ask + A_SEMAPHORE))
     unlock_zone(zone)
     return 0
+
+
+@kernel
+def end_lost_asks(address):  # type: ignore[no-untyped-def]
+    """End the asks of threads that are gone; their blocks go back. 0 or E_LOCK."""
+    return 0 if reap_asks(open_zone(address)) else E_LOCK
 
 
 @kernel

@@ -218,9 +218,16 @@ class AttachedGuest:
                 self._install(index, pfn, order, sequence)
 
     def _install(self, index: int, pfn: int, order: int, sequence: int) -> None:
-        """Populate one block and say so."""
+        """Populate one block and say so, unless the asker has given up.
+
+        Then the block may have been claimed again, and its discard counted: populating it would undo that. While it is
+        asked for it is in flight and cannot be claimed; should that end now, a discard has to wait for this populate.
+        """
         populated = True
         with self._memory:
+            if shared.is_awaited(self._zone.address, index, sequence) != 1:
+                self.late_installs += 1
+                return
             if self._has_ram:
                 try:
                     os.posix_fallocate(self._ram.fileno(), pfn * PAGE_BYTES, PAGE_BYTES << order)

@@ -247,6 +247,15 @@ def test_a_wrong_value_is_refused_without_a_command_line_too() -> None:
         dataclasses.replace(DemoSettings(), min_order=11)
 
 
+@pytest.mark.parametrize("cls", [GuestSettings, DemoSettings])
+def test_poison_is_refused_with_a_host_that_never_hears_of_it(cls: type[GuestSettings | DemoSettings]) -> None:
+    """Z4: a host that claims blocks itself discards what should keep its poison."""
+    with pytest.raises(UsageError, match=r"^poison: 170; the host of the policy 'shared' .* allowed is 0 with it$"):
+        cls(policy="shared", poison=170)
+    cls(policy="shared", poison=0)
+    cls(policy="boundary", poison=170)
+
+
 @pytest.mark.parametrize("cls", ALL)
 def test_help_explains_every_flag(cls: type[Settings], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):

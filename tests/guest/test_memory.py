@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from common.geometry import PAGE_BYTES
-from common.layout import NEVER_TOUCHED, RESIDENT, RETURNED
+from common.layout import INSTALLED, NEVER_TOUCHED, RESIDENT, RETURNED, W_POISON
 from common.ramobject import RamObject
 from guest.allocator.percpu import cpu_slot
 from guest.allocator.view import open_zone
@@ -190,3 +190,18 @@ def test_without_ram_only_the_map_is_kept(ram: Ram) -> None:
     assert ram.object.resident_bytes() == 0
     statistics = ram.zone.statistics()
     assert (statistics.first_touches, statistics.refaults, statistics.violations) == (512, 512, 0)
+
+
+@pytest.mark.parametrize("poison", [0, 0xAA])
+@pytest.mark.parametrize("found", [0, 7])
+def test_s6_a_page_that_was_populated_beforehand_must_read_as_zeros(ram: Ram, poison: int, found: int) -> None:
+    """S6: with no mark of Z1, and in a zone that poisons too: it was not there before, so it holds no poison."""
+    zone = ram.zone
+    zone._control[W_POISON] = poison
+    pfn = zone.alloc(0)
+    assert pfn is not None
+    zone._resident[pfn] = INSTALLED
+    ram.words[pfn, PAGE_WORDS // 2] = found
+    ram.use(pfn, 0)
+    assert ram.finding.tolist() == ([ZERO_LOST, pfn, 0, found] if found else [0, 0, 0, 0])
+    assert zone.resident_map()[pfn] == RESIDENT
