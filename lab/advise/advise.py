@@ -12,7 +12,7 @@ from common.errors import UsageError
 from common.geometry import PAGE_BYTES
 from lab.advise.choose import Choice, Want, choose, front, knee, sensitivity
 from lab.advise.grid import DEFAULT, OFF, Setting, grid
-from lab.advise.measure import Drop, Row, large_frees, measure
+from lab.advise.measure import Drop, Row, large_frees, measure, moved_pages
 from lab.advise.wants import Target
 from lab.experiment.engines import open_engine
 from lab.replay import answer as told
@@ -52,13 +52,19 @@ class Question:
 
 @dataclass(frozen=True)
 class Advice:
-    """All that was found. ``moves``: of pages, that were replayed."""
+    """All that was found.
+
+    Attributes:
+        moves: of pages, that were replayed.
+        used_end_bytes: memory in use as the recording ends.
+    """
 
     question: Question
     health: dict[str, Any]
     refusals: list[str]
     span_s: float
     moves: int
+    used_end_bytes: int
     want: Want
     rows: list[Row]
     choice: Choice
@@ -78,6 +84,7 @@ class Advice:
             "start": self.question.start,
             "span_s": self.span_s,
             "moves": self.moves,
+            "used_end_bytes": self.used_end_bytes,
             "budget": self.question.budget,
             "target": None if target is None else {"bytes": target.size_bytes, "within_ns": target.within_ns},
             "chosen": {**chosen.as_dict(), "met": self.choice.met, "why": self.choice.why},
@@ -139,6 +146,7 @@ def advise(question: Question, tell: Callable[[int, int], None] | None = None) -
         recording.refusals,
         span_s,
         len(scene.plan),
+        used_bytes + int(moved_pages(scene.plan).sum()) * PAGE_BYTES,
         want,
         rows,
         choose(rows, want),

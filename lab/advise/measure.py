@@ -15,7 +15,7 @@ from lab.replay.execute import execute
 from lab.replay.kernels import OP_GIVE, OP_TAKE
 from lab.replay.plan import Plan
 
-__all__ = ["Drop", "Row", "large_frees", "measure", "worst_after"]
+__all__ = ["Drop", "Row", "large_frees", "measure", "moved_pages", "worst_after"]
 
 _STEP_NS = 100_000_000
 _WINDOW_STEPS = 10
@@ -91,6 +91,12 @@ def measure(payload: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def moved_pages(plan: Plan) -> npt.NDArray[np.int64]:
+    """What each row of a plan adds to memory in use, pages: int64[rows]."""
+    signs: npt.NDArray[np.int64] = (plan.op == OP_TAKE).astype(np.int64) - (plan.op == OP_GIVE)
+    return signs << plan.order.astype(np.int64)
+
+
 def large_frees(plan: Plan, begin_ns: int, end_ns: int, used_at_begin_bytes: int) -> list[Drop]:
     """The largest falls of memory in use within a second, down to half of the largest, in the order of time.
 
@@ -100,9 +106,7 @@ def large_frees(plan: Plan, begin_ns: int, end_ns: int, used_at_begin_bytes: int
     Args:
         used_at_begin_bytes: memory in use as the recording begins.
     """
-    signs = np.where(plan.op == OP_TAKE, 1, np.where(plan.op == OP_GIVE, -1, 0))
-    pages = signs * (np.int64(1) << plan.order.astype(np.int64))
-    total = np.concatenate(([0], np.cumsum(pages)))
+    total = np.concatenate(([0], np.cumsum(moved_pages(plan))))
     times = np.append(np.arange(begin_ns, end_ns, _STEP_NS, dtype=np.int64), end_ns)
     used = total[np.searchsorted(plan.t_ns, times, side="right")]
     used = used * PAGE_BYTES + used_at_begin_bytes

@@ -61,11 +61,17 @@ def how_to_set(setting: Setting, row: Row) -> list[str]:
             f"The policy `{setting.policy}` is not in mainline, which has `{MAINLINE}`: a kernel of your own with "
             "that series applied."
         )
-    lines.append(
-        f"Order {setting.min_order}: `{_PARAMETER}={setting.min_order}` on the guest's kernel command line, or at run "
-        f"time `echo {setting.min_order} > {_SYSFS}`."
-        + (" This is the default with pages of 4 KiB: nothing to do." if setting.min_order == DEFAULT.min_order else "")
-    )
+    if setting.min_order == DEFAULT.min_order:
+        lines.append(
+            f"Order {setting.min_order} is the default with pages of 4 KiB: nothing to do where `cat {_SYSFS}` in the "
+            f"guest says so (`{_PARAMETER}` on its kernel command line)."
+        )
+    else:
+        lines.append(
+            f"Order {setting.min_order}: `{_PARAMETER}={setting.min_order}` on the guest's kernel command line, or at "
+            f"run time `echo {setting.min_order} > {_SYSFS}`. Linux 6.1 overwrites the former as the balloon's driver "
+            "registers: read it back, and where it is 9 again, set it at run time after that."
+        )
     changed = [
         f"PAGE_REPORTING_{name} from {before} to {now}"
         for name, before, now in (
@@ -180,7 +186,12 @@ def _against_default(advice: Advice) -> str:
 
 def _notes(advice: Advice) -> str:
     """What would surprise in the table."""
-    found = []
+    found = [
+        (
+            f"At the end the guest itself uses {format_size(advice.used_end_bytes)}; what the host holds beyond that "
+            "is free memory left behind."
+        )
+    ]
     refaults = advice.row(OFF).refaults
     if refaults:
         found.append(f"{refaults} refaults are of pages that had been given back before the recording: all have them.")
@@ -188,8 +199,8 @@ def _notes(advice: Advice) -> str:
     if silent:
         found.append(
             f"{len(silent)} of {len(advice.rows) - 1} settings reported nothing, "
-            f"{'the default among them' if any(row.setting == DEFAULT for row in silent) else 'not the default'}: "
-            "mainline passes over a zone in which fewer than capacity << order pages are free beyond the low watermark."
+            f"{'the default among them' if any(row.setting == DEFAULT for row in silent) else 'the default not'}: "
+            "`rotate` passes over a zone in which fewer than capacity << order pages are free beyond the low watermark."
         )
     return " ".join(found)
 
@@ -199,11 +210,13 @@ def _target(advice: Advice) -> list[str]:
     if target is None:
         return []
     drops = list(advice.want.drops)
+    chosen, default = (format_size(worst_after(row, drops, target)) for row in (advice.choice.row, advice.row(DEFAULT)))
     lines = [
-        f"After each of {len(drops)} large frees (at least half of the largest fall of memory in use within a second) "
-        f"the host holds at most {format_size(worst_after(row, drops, target))} within {target.within_ns / 1e9:g} s "
-        f"under {name}."
-        for name, row in (("the chosen setting", advice.choice.row), ("the default", advice.row(DEFAULT)))
+        (
+            f"Large frees (at least half of the largest fall of memory in use within a second): {len(drops)}. "
+            f"{target.within_ns / 1e9:g} s after each the host is down to {chosen} or less under the chosen setting, "
+            f"to {default} under the default."
+        )
     ]
     above = [drop for drop in drops if drop.used_bytes > target.size_bytes]
     if above:

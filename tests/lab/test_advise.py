@@ -194,6 +194,7 @@ def test_the_words_say_where_to_set_it_and_what_it_does() -> None:
     for words in (
         "`page_reporting.page_reporting_order=4`",
         "kernel command line",
+        "Linux 6.1 overwrites the former",
         "echo 4 > /sys/module/page_reporting/parameters/page_reporting_order",
         "compile-time constants",
         "PAGE_REPORTING_DELAY from 2 * HZ to msecs_to_jiffies(100)",
@@ -227,6 +228,7 @@ def test_a_recording_gives_the_figures_worked_out_by_hand(tmp_path: Path) -> Non
     assert found["default"]["reports"] == 0
     assert found["default"]["gib_min"] == found["off"]["gib_min"] == pytest.approx(8 / 1024 * 21 / 60, rel=0.01)
     assert whole["gib_min"] == pytest.approx((8 * 2 + 4 * 19) / 1024 / 60, rel=0.02)
+    assert found["used_end_bytes"] == 2 * MIB
     assert found["large_frees"] == [{"t_s": 10.1, "bytes": 6 * MIB, "used_bytes": 2 * MIB}]
 
 
