@@ -10,7 +10,7 @@ import numpy as np
 
 from common.errors import UsageError
 from common.geometry import PAGE_BYTES
-from lab.advise.choose import Choice, Want, choose, front, knee, sensitivity
+from lab.advise.choose import Choice, Want, choose, front, knee, sensitivity, without_rebuild
 from lab.advise.grid import DEFAULT, OFF, Setting, grid
 from lab.advise.measure import Drop, Row, large_frees, measure, moved_pages
 from lab.advise.wants import Target
@@ -76,7 +76,7 @@ class Advice:
 
     def as_dict(self) -> dict[str, Any]:
         """As the JSON has it."""
-        bend = knee(self.rows)
+        bend, plain = knee(self.rows), without_rebuild(self.rows, self.want)
         target = self.question.target
         chosen = self.choice.row
         return {
@@ -88,6 +88,7 @@ class Advice:
             "budget": self.question.budget,
             "target": None if target is None else {"bytes": target.size_bytes, "within_ns": target.within_ns},
             "chosen": {**chosen.as_dict(), "met": self.choice.met, "why": self.choice.why},
+            "without_rebuild": {**plain.row.as_dict(), "met": plain.met, "why": plain.why},
             "default": self.row(DEFAULT).as_dict(),
             "off": self.row(OFF).as_dict(),
             "knee": None if bend is None else bend.as_dict(),
@@ -97,8 +98,8 @@ class Advice:
                 {"t_s": drop.t_ns / 1e9, "bytes": drop.bytes, "used_bytes": drop.used_bytes} for drop in self.want.drops
             ],
             "sensitivity": [
-                {"prices": name, "same": setting == chosen.setting, **setting.as_dict()}
-                for name, setting in sensitivity(self.rows, self.want)
+                {"prices": name, "same": other.row is chosen, "met": other.met, **other.row.setting.as_dict()}
+                for name, other in sensitivity(self.rows, self.want)
             ],
             "doubts": doubts(self),
             "prices_ns": vars(self.prices),
@@ -202,10 +203,12 @@ def doubts(advice: Advice) -> list[str]:
     if advice.span_s < _SHORT_SPAN * delay_s:
         found.append(f"the trace spans {advice.span_s:.1f} s, less than {_SHORT_SPAN} delays of {delay_s:g} s")
     if chosen.passes < _FEW_PASSES:
-        found.append(f"{chosen.passes} passes reported anything under the chosen setting: too few to tell a habit")
-    for name, setting in sensitivity(advice.rows, advice.want):
-        if setting != chosen.setting:
-            found.append(f"if {name}, it would be: {setting}")
+        found.append(f"passes that reported, under the chosen setting: {chosen.passes}, too few to tell a habit")
+    for name, other in sensitivity(advice.rows, advice.want):
+        if other.met < advice.choice.met:
+            found.append(f"if {name}, none does what was asked for")
+        elif other.row is not chosen:
+            found.append(f"if {name}, it would be: {other.row.setting}")
     edges = _edges(advice.question, chosen.setting)
     if edges:
         found.append(f"the chosen {' and '.join(edges)} is the lowest that was tried; lower ones may be better still")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lab.advise.grid import DEFAULT, OFF, Setting
+from lab.advise.grid import DEFAULT, OFF
 from lab.advise.measure import Drop, Row, worst_after
 from lab.advise.wants import Target
 from lab.experiment import pareto
 
-__all__ = ["PRICES", "Choice", "Want", "choose", "front", "knee", "sensitivity"]
+__all__ = ["PRICES", "Choice", "Want", "choose", "front", "knee", "sensitivity", "without_rebuild"]
 
 # Name, factor of what a refault costs, factor of what the host's work costs.
 PRICES = (
@@ -114,6 +114,11 @@ def _wanted(rows: Sequence[Row], want: Want, refault: float, host: float) -> Cho
     return Choice(least, met=False, why=f"none meets {both}; this comes nearest")
 
 
-def sensitivity(rows: Sequence[Row], want: Want) -> list[tuple[str, Setting]]:
+def sensitivity(rows: Sequence[Row], want: Want) -> list[tuple[str, Choice]]:
     """What would be chosen with each price doubled or halved."""
-    return [(name, choose(rows, want, refault, host).row.setting) for name, refault, host in PRICES]
+    return [(name, choose(rows, want, refault, host)) for name, refault, host in PRICES]
+
+
+def without_rebuild(rows: Sequence[Row], want: Want) -> Choice:
+    """What would be chosen of what a parameter can set in a mainline kernel: the order alone."""
+    return choose([row for row in rows if row.setting == OFF or not any(row.setting.changes[:2])], want)

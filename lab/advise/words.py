@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from common.geometry import PAGE_BYTES, PAGEBLOCK_ORDER
 from common.units import format_size
 from lab.advise.advise import Advice, doubts
-from lab.advise.choose import PRICES, front, knee, sensitivity
+from lab.advise.choose import PRICES, front, knee, sensitivity, without_rebuild
 from lab.advise.grid import DEFAULT, MAINLINE, OFF, Setting
 from lab.advise.measure import Row, worst_after
 
@@ -29,6 +29,7 @@ def markdown(advice: Advice) -> str:
         "## The answer",
         f"**{chosen.setting}** (policy, lowest order, delay, most blocks a report): {advice.choice.why}.",
         "\n".join(f"* {line}" for line in how_to_set(chosen.setting, chosen)),
+        _plain(advice),
         "## What it gives",
         _table(
             [
@@ -55,12 +56,33 @@ def markdown(advice: Advice) -> str:
 
 def how_to_set(setting: Setting, row: Row) -> list[str]:
     """What to do for a setting, a line each."""
-    lines = []
-    if setting.policy != MAINLINE:
+    lines = _other_policy(setting) if setting.policy != MAINLINE else _mainline(setting)
+    if setting.min_order < PAGEBLOCK_ORDER:
         lines.append(
-            f"The policy `{setting.policy}` is not in mainline, which has `{MAINLINE}`: a kernel of your own with "
-            "that series applied."
+            f"Below order {PAGEBLOCK_ORDER} the host gets back parts of its 2 MiB pages: each such part splits the "
+            f"huge page that backs it (here {row.split_huge_pages} of them), which the host's khugepaged has to put "
+            "together again; until then the guest's TLB misses cost more, which is not in these figures. Memory from "
+            "hugetlbfs cannot be given back in such parts at all."
         )
+    else:
+        lines.append(
+            f"From order {PAGEBLOCK_ORDER} on only whole 2 MiB pages go back: the host's huge pages stay whole."
+        )
+    return lines
+
+
+def _other_policy(setting: Setting) -> list[str]:
+    return [
+        (
+            f"The policy `{setting.policy}` is not in mainline, which has `{MAINLINE}`: it takes a kernel of your own "
+            f"with that series. Order {setting.min_order}, delay {setting.delay_ns / 1e9:g} s and {setting.capacity} "
+            "blocks a report are compile-time constants there, the order too."
+        )
+    ]
+
+
+def _mainline(setting: Setting) -> list[str]:
+    lines = []
     if setting.min_order == DEFAULT.min_order:
         lines.append(
             f"Order {setting.min_order} is the default with pages of 4 KiB: nothing to do where `cat {_SYSFS}` in the "
@@ -92,17 +114,6 @@ def how_to_set(setting: Setting, row: Row) -> list[str]:
         )
     else:
         lines.append("Delay and capacity are those of mainline, where they are compile-time constants: nothing to do.")
-    if setting.min_order < PAGEBLOCK_ORDER:
-        lines.append(
-            f"Below order {PAGEBLOCK_ORDER} the host gets back parts of its 2 MiB pages: each such part splits the "
-            f"huge page that backs it (here {row.split_huge_pages} of them), which the host's khugepaged has to put "
-            "together again; until then the guest's TLB misses cost more, which is not in these figures. Memory from "
-            "hugetlbfs cannot be given back in such parts at all."
-        )
-    else:
-        lines.append(
-            f"From order {PAGEBLOCK_ORDER} on only whole 2 MiB pages go back: the host's huge pages stay whole."
-        )
     return lines
 
 
@@ -184,6 +195,18 @@ def _against_default(advice: Advice) -> str:
     )
 
 
+def _plain(advice: Advice) -> str:
+    """What to take where the kernel stays as it is."""
+    plain, chosen = without_rebuild(advice.rows, advice.want), advice.choice.row
+    if plain.row is chosen:
+        return ""
+    found = plain.row
+    return (
+        f"With the kernel as it is, by the parameter alone: **order {found.setting.min_order}** ({plain.why}), "
+        f"{found.gib_min:.4f} GiB·min at {found.cost_s() / advice.span_s:.3%}."
+    )
+
+
 def _notes(advice: Advice) -> str:
     """What would surprise in the table."""
     found = [
@@ -230,7 +253,7 @@ def _target(advice: Advice) -> list[str]:
 def _sure(advice: Advice) -> list[str]:
     """Health, span and sensitivity, and what speaks against the advice."""
     health, prices = advice.health, advice.prices
-    same = [name for name, setting in sensitivity(advice.rows, advice.want) if setting == advice.choice.row.setting]
+    same = [name for name, other in sensitivity(advice.rows, advice.want) if other.row is advice.choice.row]
     found = doubts(advice)
     grade = "Nothing speaks against it" if not found else "One doubt" if len(found) == 1 else f"{len(found)} doubts"
     known = health.get("known_share", {}).get("at_the_event")
