@@ -23,6 +23,7 @@ COMMANDS = {
     "import": ("lab.commands.import_trace", "read a trace of your own kernel into columns, and say how sound it is"),
     "record": ("lab.commands.record", "how to record such a trace in a guest"),
     "replay": ("lab.commands.replay", "replay such a trace under any policy, and compare with what the guest did"),
+    "advise": ("lab.commands.advise", "which settings to take for such a trace: what they return, and what they cost"),
     "shared-host": ("lab.commands.shared_host", "a host that guests trust: it claims their free memory itself"),
 }
 

@@ -1,0 +1,1 @@
+"""Advice from a recording: many settings replayed, what each returns and costs, and which one to set."""

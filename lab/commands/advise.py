@@ -1,0 +1,221 @@
+"""``python -m lab advise``: a recording in, the settings of free page reporting out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from common.cli import EXIT_OK
+from common.errors import MachineError, UsageError
+from common.output import STDOUT, check_distinct, check_output, write_bytes, write_json
+from common.settings import POLICIES
+from common.units import parse_duration_ns, parse_size
+from lab.advise.wants import BUDGET_WORDS, TARGET_WORDS, parse_budget, parse_target
+from lab.experiment.engines import ADDRESSES, check_address
+
+if TYPE_CHECKING:
+    from lab.advise.advise import Advice
+
+__all__ = ["add_arguments", "run"]
+
+_HOUR_NS = 3600 * 10**9
+_TRIED = tuple(name for name in POLICIES if name not in {"off", "hint", "shared", "oracle"})
+_FILES = ("answer.md", "picture.png", "data.json")
+
+
+def _typed(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        try:
+            return parse(text)
+        except UsageError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return read
+
+
+def _list(parse: Callable[[str], Any], check: Callable[[Any], bool], allowed: str) -> Callable[[str], Any]:
+    """A comma list, each value once."""
+
+    def read(text: str) -> tuple[Any, ...]:
+        try:
+            values = tuple(parse(part.strip()) for part in text.split(","))
+        except (UsageError, ValueError):
+            values = ()
+        if not values or len(set(values)) < len(values) or not all(check(value) for value in values):
+            raise argparse.ArgumentTypeError(f"{text!r}; allowed is a comma list, each once, of {allowed}")
+        return values
+
+    return read
+
+
+def _whole(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise ValueError(text)
+    return int(text)
+
+
+def _memory(text: str) -> int:
+    size = parse_size(text)
+    if size < 16 << 20 or size % 4096:
+        raise UsageError(f"{text!r}; allowed is whole pages from 16MiB on, such as 1GiB")
+    return size
+
+
+def _kbytes(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 1 << 30):
+        raise UsageError(f"{text!r}; allowed is 1 to {1 << 30}")
+    return int(text)
+
+
+# Flag, what argparse is told of it, and its help.
+_FLAGS: tuple[tuple[str, dict[str, Any], str], ...] = (
+    ("--start", {"default": "", "metavar": "SNAPSHOT"}, "the free lists when it begins: kpageflags or blocks.csv"),
+    (
+        "--orders",
+        {"type": _list(_whole, lambda value: value <= 10, "0 to 10"), "default": "0,4,9", "metavar": "LIST"},
+        "lowest orders to try (default: 0,4,9)",
+    ),
+    (
+        "--delays",
+        {
+            "type": _list(parse_duration_ns, lambda value: value <= _HOUR_NS, "0 to 1h with a unit, such as 100ms,2s"),
+            "default": "100ms,250ms,1s,2s",
+            "metavar": "LIST",
+        },
+        "delays to try (default: 100ms,250ms,1s,2s)",
+    ),
+    (
+        "--capacities",
+        {"type": _list(_whole, lambda value: 1 <= value <= 1024, "1 to 1024"), "default": "32,512", "metavar": "LIST"},
+        "blocks a report to try (default: 32,512)",
+    ),
+    (
+        "--policies",
+        {
+            "type": _list(str, lambda value: value in _TRIED, ", ".join(_TRIED)),
+            "default": "rotate,boundary",
+            "metavar": "LIST",
+        },
+        "policies to try (default: rotate,boundary; rotate is mainline)",
+    ),
+    (
+        "--budget",
+        {"type": _typed(parse_budget), "metavar": "SHARE"},
+        f"choose the smallest footprint that costs no more: {BUDGET_WORDS.replace('%', '%%')}",
+    ),
+    (
+        "--target",
+        {"type": _typed(parse_target), "metavar": "TARGET"},
+        f"choose the cheapest under which memory falls so far after each large free: {TARGET_WORDS}",
+    ),
+    (
+        "--memory",
+        {"type": _typed(_memory), "default": 0, "metavar": "SIZE"},
+        "the guest's memory (default: what the snapshot and the recording name, rounded up)",
+    ),
+    (
+        "--min-free-kbytes",
+        {"type": _typed(_kbytes), "default": 0, "metavar": "N"},
+        "the guest's vm.min_free_kbytes (default: the kernel's own rule with huge pages)",
+    ),
+    (
+        "--engine",
+        {"type": _typed(check_address), "default": "processes", "metavar": "ADDRESS"},
+        f"where the replays take place: {ADDRESSES} (default: processes)",
+    ),
+    ("--json", {"default": "", "metavar": "PATH|-"}, "write the result as JSON"),
+    ("--out", {"default": "", "metavar": "DIR"}, f"write {', '.join(_FILES)} there"),
+    ("--force", {"action": "store_true"}, "overwrite files that exist"),
+    ("--quiet", {"action": "store_true"}, "print nothing"),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command's flags on ``parser``."""
+    parser.add_argument(
+        "trace", nargs="+", metavar="TRACE", help="recordings as `import` reads them, or a file that it wrote"
+    )
+    for flag, told, text in _FLAGS:
+        parser.add_argument(flag, help=text, **told)
+
+
+def run(namespace: argparse.Namespace) -> int:
+    """Advise; the exit code.
+
+    Raises:
+        UsageError: the recording, the snapshot, a setting or an output cannot be used; nothing is written then.
+    """
+    if STDOUT in namespace.trace:
+        raise UsageError("TRACE: '-' can be read once only; python -m lab import - --out FILE first, then give FILE")
+    outputs = [os.path.join(namespace.out, name) for name in _FILES] if namespace.out else []
+    _check_outputs(namespace, outputs)
+    from lab.advise.advise import Question, advise
+
+    advice = advise(
+        Question(
+            traces=tuple(namespace.trace),
+            start=namespace.start,
+            policies=namespace.policies,
+            orders=namespace.orders,
+            delays_ns=namespace.delays,
+            capacities=namespace.capacities,
+            memory_bytes=namespace.memory,
+            min_free_kbytes=namespace.min_free_kbytes,
+            budget=namespace.budget,
+            target=namespace.target,
+            engine=namespace.engine,
+        ),
+        None if namespace.quiet or not sys.stderr.isatty() else _tell,
+    )
+    _write(namespace, outputs, advice)
+    return EXIT_OK
+
+
+def _tell(done: int, of: int) -> None:
+    sys.stderr.write(f"\r{done} of {of} settings replayed" + ("\n" if done == of else ""))
+    sys.stderr.flush()
+
+
+def _check_outputs(namespace: argparse.Namespace, outputs: list[str]) -> None:
+    """Find out ahead of the sweep what would spoil its result."""
+    read = {f"TRACE {path}": path for path in namespace.trace}
+    written = {f"--out {os.path.basename(path)}": path for path in outputs}
+    check_distinct({"--json": namespace.json, **written, **read, "--start": namespace.start})
+    if namespace.json:
+        check_output(namespace.json, force=namespace.force)
+    if not namespace.out:
+        return
+    if os.path.isdir(namespace.out):
+        for path in outputs:
+            check_output(path, force=namespace.force)
+    elif os.path.lexists(namespace.out):
+        raise UsageError(f"--out: {namespace.out!r} is not a folder; name another one")
+    else:
+        check_output(namespace.out, force=False)  # that its parent is there and takes a new name
+
+
+def _write(namespace: argparse.Namespace, outputs: list[str], advice: Advice) -> None:
+    """To the terminal and to where it was asked for."""
+    from lab.advise.words import markdown
+
+    text, facts = markdown(advice), advice.as_dict()
+    if outputs:
+        from lab.advise.picture import picture
+
+        drawn = picture(advice)
+        try:
+            os.makedirs(namespace.out, exist_ok=True)
+        except OSError as error:
+            raise MachineError(f"--out: {namespace.out}: {error.strerror}; name another folder") from error
+        data = json.dumps(facts, indent=2, allow_nan=False) + "\n"
+        page = f"{text}\n![Footprint against cost](picture.png)\n"
+        for content, path in zip((page.encode(), drawn, data.encode()), outputs, strict=True):
+            write_bytes(content, path, force=namespace.force)
+    if not namespace.quiet:
+        (sys.stderr if namespace.json == STDOUT else sys.stdout).write(text)
+    if namespace.json:
+        write_json(facts, namespace.json, force=namespace.force)
