@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from common.cli import EXIT_OK
 from common.errors import InvariantViolation
 from common.options import Settings, add_flags, load, option, switch
-from common.output import check_output, write_json
+from common.output import check_distinct, check_output, write_json
 from common.settings import WORKLOADS
 from lab.commands.flags import (
     COSTS_HELP,
@@ -91,7 +91,11 @@ def read(namespace: argparse.Namespace) -> tuple[CompareSettings, Plan]:
     Raises:
         UsageError: a wrong value; names flag, value and what is allowed.
     """
+    from lab.experiment.store import check_not_inside
+
     settings = load(CompareSettings, namespace)
+    check_distinct({"--costs": settings.costs, "--json": settings.json})
+    check_not_inside("--json", settings.json, settings.out)
     rivals = read_rivals(settings.policies, virtual_only=settings.modes == ("virtual",))
     if namespace.cores is None and settings.modes == ("live", "virtual"):
         namespace.cores = str(len(os.sched_getaffinity(0)))  # those that the live runs have

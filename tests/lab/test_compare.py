@@ -318,3 +318,13 @@ def test_settings_that_two_commands_share_are_described_once() -> None:
         described = DemoSettings.__dataclass_fields__[name].metadata["option"]
         assert flags.RUN_OPTIONS[name].check is described.check
         assert flags.RUN_OPTIONS[name].allowed == described.allowed
+
+
+@pytest.mark.parametrize("name", ["run.json", "costs.json", "results.jsonl", "series/new.csv"])
+def test_json_cannot_replace_what_the_comparison_keeps(tmp_path: Path, name: str) -> None:
+    out = tmp_path / "c"
+    compared("--virtual", "--repeat", "1", "--quiet", "--out", str(out))
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(UsageError, match=r"^--json: .* belongs to what --out keeps in .*; name another path"):
+        compared("--virtual", "--repeat", "1", "--force", "--out", str(out), "--json", str(out / name))
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
