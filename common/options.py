@@ -176,11 +176,12 @@ def _read_file(cls: type[Settings], path: str) -> dict[str, Any]:
     """Values by field name from table ``cls.table`` of the TOML file ``path``."""
     import tomllib  # a command without --settings need not pay for it
 
+    from common.files import read_regular
+
     try:
-        with open(path, "rb") as stream:
-            document = tomllib.load(stream)
+        document = tomllib.loads(read_regular(path).decode())
     except OSError as error:
-        raise UsageError(f"--settings: {path!r}; cannot be read: {error.strerror}") from None
+        raise UsageError(f"--settings: {path!r}; cannot be read: {error.strerror}; name a TOML file") from None
     except ValueError as error:  # not TOML, or not UTF-8
         raise UsageError(f"--settings: {path!r}; is not TOML: {error}") from None
     except RecursionError:

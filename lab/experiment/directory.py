@@ -32,6 +32,7 @@ from typing import Any, Self
 import numpy as np
 
 from common.errors import LabError, MachineError, UsageError
+from common.files import read_regular
 from lab.experiment.environment import environment, git_commit, project_version
 from lab.experiment.metrics import METRICS, SERIES, RunResult
 
@@ -231,9 +232,9 @@ class RunDirectory:
         """Repeat and result of each whole line."""
         where = os.path.join(self.path, _RESULTS)
         try:
-            data = Path(where).read_bytes()
+            data = read_regular(where, None)
         except OSError as error:
-            raise UsageError(f"{where}: cannot be read: {error.strerror}") from None
+            raise UsageError(f"{where}: cannot be read: {error.strerror}; put back the file that was there") from None
         seen: dict[tuple[str, int], int] = {}
         for number, line in enumerate(data.split(b"\n")[:-1], start=1):  # behind the last newline: empty, or torn
             repeat, result = _parse_line(line, f"{where}, line {number}")
@@ -400,9 +401,9 @@ def _read_object(path: str, *, or_null: bool = False) -> Any:
         UsageError: it cannot be read or is something else.
     """
     try:
-        values = json.loads(Path(path).read_bytes())
+        values = json.loads(read_regular(path))
     except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
+        raise UsageError(f"{path}: cannot be read: {error.strerror}; put back the file that was there") from None
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: is no JSON: {str(error)[:80]}") from None
     if not isinstance(values, dict) and not (or_null and values is None):

@@ -21,6 +21,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from common.errors import UsageError
+from common.files import read_regular
 from common.settings import POLICIES, WORKLOADS
 from lab.commands.flags import RUN_OPTIONS, VIRTUAL_ONLY
 from lab.experiment.spec import Mode, RunSpec
@@ -72,10 +73,9 @@ def load_grid(path: str, mode: Mode = "virtual") -> Grid:
         UsageError: it cannot be read, is no grid, or comes to more than ``MOST_RUNS`` runs; names file, key and fix.
     """
     try:
-        with open(path, "rb") as stream:
-            document = tomllib.load(stream)
+        document = tomllib.loads(read_regular(path).decode())
     except OSError as error:
-        raise UsageError(f"--grid: {path!r}; cannot be read: {error.strerror}") from None
+        raise UsageError(f"--grid: {path!r}; cannot be read: {error.strerror}; name a TOML file") from None
     except ValueError as error:  # not TOML, or not UTF-8
         raise UsageError(f"--grid: {path!r}; is not TOML: {error}") from None
     except RecursionError:

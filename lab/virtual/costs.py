@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from common.errors import UsageError
+from common.files import read_regular
 
 __all__ = ["VERSION", "Costs", "default_path"]
 
@@ -130,7 +131,7 @@ class Costs:
         """
         path = Path(path or default_path())
         try:
-            content = json.loads(path.read_bytes())
+            content = json.loads(read_regular(path))
         except FileNotFoundError:
             raise UsageError(f"{path}: there is no such file; to measure this machine's costs {_MEASURE}") from None
         except OSError as error:

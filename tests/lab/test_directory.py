@@ -355,3 +355,14 @@ def test_a_result_that_is_no_number_is_not_kept(tmp_path: Path) -> None:
             directory.append(make_result(RunSpec(), gib_min=float("nan")))
         directory.append(make_result(RunSpec()))
     assert seeds(tmp_path / "s") == [1]
+
+
+@pytest.mark.parametrize("name", ["run.json", "costs.json", "results.jsonl"])
+def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(tmp_path: Path, name: str) -> None:
+    path = filled(tmp_path / "s")
+    (path / name).unlink()
+    os.mkfifo(path / name)
+    with pytest.raises(UsageError, match=rf"{name}: cannot be read: is no regular file; put back"):
+        RunDirectory.read(str(path)).results()
+    with pytest.raises(UsageError, match=rf"{name}: cannot be read: is no regular file; put back"):
+        opened(path)

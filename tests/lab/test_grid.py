@@ -175,3 +175,8 @@ def test_the_examples_are_grids_of_the_size_they_say(path: Path) -> None:
     grid = load_grid(str(path))
     assert len(grid.specs()) == len(grid)
     assert f"{len(grid)} runs" in path.read_text()
+
+
+def test_a_device_is_no_grid() -> None:
+    with pytest.raises(UsageError, match=r"^--grid: '/dev/zero'; cannot be read: is no regular file; name a TOML file"):
+        load_grid("/dev/zero")

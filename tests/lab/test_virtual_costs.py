@@ -56,3 +56,8 @@ def test_no_cost_may_be_negative_or_no_number(name: str) -> None:
     for value in (-0.5, float("nan"), float("inf"), True):
         with pytest.raises(UsageError, match=name):
             replace(COSTS, **{name: value})
+
+
+def test_a_device_holds_no_costs() -> None:
+    with pytest.raises(UsageError, match=r"^/dev/zero: is no regular file; name another file"):
+        Costs.load("/dev/zero")
