@@ -26,6 +26,7 @@ from lab.commands.flags import (
     whole_number,
 )
 from lab.experiment.compare import OFF, Engine, Execute, Plan, make_plan
+from lab.experiment.outputs import check_not_inside
 from lab.experiment.spec import Mode
 
 if TYPE_CHECKING:
@@ -91,8 +92,6 @@ def read(namespace: argparse.Namespace) -> tuple[CompareSettings, Plan]:
     Raises:
         UsageError: a wrong value; names flag, value and what is allowed.
     """
-    from lab.experiment.store import check_not_inside
-
     settings = load(CompareSettings, namespace)
     check_distinct({"--costs": settings.costs, "--json": settings.json})
     check_not_inside("--json", settings.json, settings.out)

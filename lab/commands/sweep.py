@@ -10,6 +10,7 @@ from common.errors import UsageError
 from common.options import Settings, add_flags, load, switch
 from common.output import check_distinct, check_output
 from lab.commands.flags import COSTS_HELP, as_elsewhere, text
+from lab.experiment.outputs import check_not_inside
 
 __all__ = ["SweepSettings", "add_arguments", "read", "run"]
 
@@ -59,8 +60,6 @@ def read(namespace: argparse.Namespace) -> SweepSettings:
         raise UsageError("--costs: real processes cost what they cost; leave it away with --live")
     check_distinct({"--grid": settings.grid, "--costs": settings.costs, "--json": settings.json})
     if settings.json:
-        from lab.experiment.store import check_not_inside
-
         check_not_inside("--json", settings.json, settings.out)
         check_output(settings.json, force=settings.force)
     return settings

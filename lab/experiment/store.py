@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from common.errors import UsageError
-from common.output import STDOUT
 from lab.experiment.metrics import RunResult
 
-__all__ = ["Store", "check_not_inside", "open_store"]
-
-# What an experiment keeps beside its series; a sweep's picture is one of them.
-_OWN_FILES = ("run.json", "costs.json", "results.jsonl", "pareto.png")
-_SERIES = "series"
+__all__ = ["Store", "open_store"]
 
 
 @dataclass(frozen=True)
@@ -32,25 +25,6 @@ class Store:
     environment: dict[str, Any]
     there: dict[tuple[str, int], RunResult]
     append: Callable[[RunResult, int], None]
-
-
-def check_not_inside(flag: str, path: str, folder: str) -> None:
-    """Find out before a run whether another output would replace what the experiment itself keeps in ``folder``.
-
-    Args:
-        flag: the flag of ``path``, a file; empty and ``-`` are none.
-
-    Raises:
-        UsageError: it is one of the experiment's own files, links followed, or among its series.
-    """
-    if not path or path == STDOUT or not folder:
-        return
-    target, kept = os.path.realpath(path), os.path.realpath(folder)
-    own = {os.path.realpath(os.path.join(kept, name)) for name in _OWN_FILES}
-    own |= {f"{name}.part" for name in own}
-    series = os.path.realpath(os.path.join(kept, _SERIES))
-    if target in own or os.path.commonpath((target, series)) == series:
-        raise UsageError(f"{flag}: {path!r} belongs to what --out keeps in {folder}; name another path")
 
 
 @contextlib.contextmanager

@@ -321,7 +321,7 @@ def test_each_part_of_the_record_is_needed(tmp_path: Path, key: str) -> None:
 def test_another_format_is_refused(tmp_path: Path) -> None:
     path = filled(tmp_path / "s")
     damage(path, "run.json", json.dumps({**json.loads((path / "run.json").read_text()), "format": 2}))
-    with pytest.raises(UsageError, match="format 2; allowed is 1"):
+    with pytest.raises(UsageError, match="format 2, allowed is 1; use the version"):
         RunDirectory.read(str(path))
 
 
