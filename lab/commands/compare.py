@@ -136,7 +136,7 @@ def run_comparison(
     from lab.experiment.compare import run_plan
     from lab.experiment.comparison import Sample, compare_results
     from lab.experiment.progress import make_progress
-    from lab.experiment.store import open_store
+    from lab.experiment.store import counting, open_store
     from lab.experiment.table import print_comparison
 
     described = describe(settings, plan)
@@ -144,17 +144,23 @@ def run_comparison(
     try:
         with open_store(
             settings.out, kind="compare", settings=described, command=command, costs=costs, force=settings.force
-        ) as store:
-            environment = store.environment
-            results = run_plan(
-                plan,
-                execute=execute,
-                open_engine=open_engine,
-                address=settings.engine,
-                costs=costs,
-                store=store,
-                progress=progress,
-            )
+        ) as kept:
+            environment = kept.environment
+            store, ended = counting(kept)
+            try:
+                results = run_plan(
+                    plan,
+                    execute=execute,
+                    open_engine=open_engine,
+                    address=settings.engine,
+                    costs=costs,
+                    store=store,
+                    progress=progress,
+                )
+            except BaseException:
+                progress.close()
+                _tell_what_is_kept(settings, len(ended), sum(len(plan.runs(mode)) for mode in plan.modes))
+                raise
     finally:
         progress.close()
     samples = [Sample(result.spec.name, result, repeat) for result, repeat in results]
@@ -186,6 +192,17 @@ def describe(settings: CompareSettings, plan: Plan) -> dict[str, Any]:
         "repeat": settings.repeat,
         "runs": [spec.as_dict() for spec in plan.specs],
     }
+
+
+def _tell_what_is_kept(settings: CompareSettings, ended: int, total: int) -> None:
+    """What a comparison that stops early leaves."""
+    if settings.quiet or sys.stderr is None:
+        return
+    if settings.out:
+        text = f"{settings.out}: {ended} of {total} runs are kept; the same command goes on with the others"
+    else:
+        text = f"nothing was kept of {ended} of {total} runs; --out FOLDER keeps them"
+    sys.stderr.write(f"{text}\n")
 
 
 def _exit_code(comparison: Comparison) -> int:

@@ -237,19 +237,46 @@ def test_tables_go_to_standard_output_and_progress_to_standard_error(capsys: pyt
     assert "\x1b" not in out + err
 
 
+class Interrupted(MadeEngine):
+    """Ends after five runs."""
+
+    def run(self, function: Any, payloads: Any, **named: Any) -> Any:
+        for index, answer in super().run(function, payloads, **named):
+            if len(self.payloads) == 6:
+                raise KeyboardInterrupt
+            yield index, answer
+
+
+def test_an_interrupt_says_what_was_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept = ("--repeat", "2", "--out", str(tmp_path / "x"))
+    for arguments in (kept, kept, ("--repeat", "2"), (*kept, "--quiet", "--force")):
+        with pytest.raises(KeyboardInterrupt):
+            compared(*arguments, engine=Interrupted() if arguments[-1] != str(tmp_path / "x") else Once())
+    err = capsys.readouterr().err.splitlines()
+    assert [line for line in err if "kept" in line] == [
+        f"{tmp_path}/x: 1 of 8 runs are kept; the same command goes on with the others",
+        f"{tmp_path}/x: 2 of 8 runs are kept; the same command goes on with the others",
+        "nothing was kept of 5 of 8 runs; --out FOLDER keeps them",
+    ]
+
+
+class Once(MadeEngine):
+    """Ends after one run."""
+
+    def run(self, function: Any, payloads: Any, **named: Any) -> Any:
+        yield next(super().run(function, payloads, **named))
+        raise KeyboardInterrupt
+
+
+def test_an_error_names_the_run_by_its_settings() -> None:
+    engine = MadeEngine()
+    compared("--repeat", "1", "--quiet", "--policies", "boundary:delay=2s,off", "--live", engine=engine)
+    assert engine.names == ["memhog, boundary:delay=2s, seed 1, live", "memhog, off, seed 1, live"]
+
+
 def test_a_run_directory_has_all_runs_and_an_interrupted_comparison_goes_on(tmp_path: Path) -> None:
     folder = tmp_path / "x"
     arguments = ("--repeat", "2", "--quiet", "--out", str(folder))
-
-    class Interrupted(MadeEngine):
-        """Ends after five runs."""
-
-        def run(self, function: Any, payloads: Any) -> Any:
-            for index, answer in super().run(function, payloads):
-                if len(self.payloads) == 6:
-                    raise KeyboardInterrupt
-                yield index, answer
-
     with pytest.raises(KeyboardInterrupt):
         compared(*arguments, engine=Interrupted())
     lines = (folder / "results.jsonl").read_text().splitlines()
