@@ -135,7 +135,8 @@ class RunDirectory:
             UsageError: there is no run directory, or run.json or costs.json is damaged.
         """
         if not os.path.isdir(path):
-            raise UsageError(f"{path}: there is no such folder; name the folder of a sweep or a comparison")
+            what = "is no folder" if os.path.lexists(path) else "there is no such folder"
+            raise UsageError(f"{path}: {what}; name the folder of a sweep or a comparison")
         if not os.path.exists(os.path.join(path, _RUN)):
             raise UsageError(f"{path}: is no run directory, it has no {_RUN}; name the folder of an experiment")
         record = _read_object(os.path.join(path, _RUN))

@@ -7,7 +7,7 @@ import os
 from common.errors import UsageError
 from common.output import STDOUT
 
-__all__ = ["check_not_inside"]
+__all__ = ["check_not_inside", "is_kept"]
 
 # What an experiment keeps beside its series; a sweep's picture is one of them.
 _OWN_FILES = ("run.json", "costs.json", "results.jsonl", "pareto.png")
@@ -23,11 +23,14 @@ def check_not_inside(flag: str, path: str, folder: str) -> None:
     Raises:
         UsageError: it is one of the experiment's own files, links followed, or among its series.
     """
-    if not path or path == STDOUT or not folder:
-        return
+    if path and path != STDOUT and folder and is_kept(path, folder):
+        raise UsageError(f"{flag}: {path!r} belongs to what --out keeps in {folder}; name another path")
+
+
+def is_kept(path: str, folder: str) -> bool:
+    """Whether ``path`` is one of the files of the experiment in ``folder``, or among its series; links are followed."""
     target, kept = os.path.realpath(path), os.path.realpath(folder)
     own = {os.path.realpath(os.path.join(kept, name)) for name in _OWN_FILES}
     own |= {f"{name}.part" for name in own}
     series = os.path.realpath(os.path.join(kept, _SERIES))
-    if target in own or os.path.commonpath((target, series)) == series:
-        raise UsageError(f"{flag}: {path!r} belongs to what --out keeps in {folder}; name another path")
+    return target in own or os.path.commonpath((target, series)) == series
