@@ -14,10 +14,11 @@ import pytest
 
 from common.errors import InvariantViolation, UsageError
 from common.settings import DemoSettings
+from lab.cli import main
 from lab.commands import compare, flags
 from lab.experiment.compare import LIVE_ENGINE, Plan
 from lab.experiment.progress import LineProgress
-from lab.experiment.spec import RunSpec
+from lab.experiment.spec import Mode, RunSpec
 from tests.lab.experiments import MadeEngine, toy
 
 COSTS = {"fault_ns": 900.0}
@@ -355,3 +356,24 @@ def test_json_cannot_replace_what_the_comparison_keeps(tmp_path: Path, name: str
     with pytest.raises(UsageError, match=r"^--json: .* belongs to what --out keeps in .*; name another path"):
         compared("--virtual", "--repeat", "1", "--force", "--out", str(out), "--json", str(out / name))
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("mode", "count", "said"),
+    [
+        ("live", 1, "1 live run: "),
+        ("live", 2, "2 live runs, one at a time: "),
+        ("virtual", 1, "1 run in virtual time: "),
+        ("virtual", 2, "2 runs in virtual time: "),
+    ],
+)
+def test_one_run_is_no_runs(mode: Mode, count: int, said: str) -> None:
+    stream = io.StringIO()
+    LineProgress(stream).start(mode, [RunSpec(mode=mode)] * count)
+    assert stream.getvalue().startswith(said)
+
+
+def test_a_wrong_engine_is_told_by_its_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["compare"], ["show", "boundary"]):
+        assert main([*arguments, "--engine", "cloud"]) == 2
+        assert capsys.readouterr().err.startswith("error: --engine: 'cloud'; allowed is inline")
