@@ -32,7 +32,8 @@ def run(namespace: argparse.Namespace) -> int:
         if not namespace.out:
             raise UsageError("--out: is empty; name a folder, or leave it away")
         same = os.path.realpath(namespace.out) == os.path.realpath(namespace.directory)
-        if same or is_kept(namespace.out, namespace.directory):
+        is_file = os.path.isfile(namespace.out)  # refused below, whatever file it is
+        if same or (is_kept(namespace.out, namespace.directory) and not is_file):
             raise UsageError(f"--out: {namespace.out!r} is where the experiment is kept; name another folder")
     from lab.report.load import load_experiment
     from lab.report.write import write_report
