@@ -15,14 +15,41 @@ from typing import Any, ClassVar, TypeVar
 
 from common.errors import UsageError
 
-__all__ = ["TABLES", "Option", "Settings", "add_flag", "add_flags", "load", "option", "option_of", "switch"]
+__all__ = [
+    "TABLES",
+    "Option",
+    "Settings",
+    "add_flag",
+    "add_flags",
+    "load",
+    "option",
+    "option_of",
+    "short_repr",
+    "switch",
+]
 
 TABLES = ("demo", "guest", "host", "shared-host")  # of a settings file; each command reads its own
 _METADATA = "option"
 _FILE_FIELD = "settings"  # the field that names the file itself cannot stand in the file
 # A wrong value as a message shows it. A file can nest tables deeper than repr can follow.
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
+_MOST_BITS = 256  # far beyond every bound; Python refuses to write out a number of many thousand digits
+
+
+class _Short(reprlib.Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = self.maxlong = 80
+
+    def repr_int(self, x: int, level: int) -> str:
+        return f"a number of {x.bit_length()} bits" if x.bit_length() > _MOST_BITS else super().repr_int(x, level)
+
+
+_SHORT = _Short()
+
+
+def short_repr(value: Any) -> str:
+    """``repr`` of any value that a settings file can hold, in about one line."""
+    return _SHORT.repr(value)
 
 
 @dataclass(frozen=True)
@@ -71,7 +98,7 @@ class Option:
             if isinstance(raw, bool) and self.is_switch:
                 return raw
             raise self.refusal(where, raw)
-        if not isinstance(raw, str | int | float):
+        if not isinstance(raw, str | int | float) or (isinstance(raw, int) and raw.bit_length() > _MOST_BITS):
             raise self.refusal(where, raw)
         try:
             value = self.parse(str(raw))
@@ -81,7 +108,7 @@ class Option:
 
     def refusal(self, where: str, value: Any) -> UsageError:
         """The error for ``value``; the caller raises it."""
-        return UsageError(f"{where}: {_SHORT.repr(value)}; allowed is {self.allowed}")
+        return UsageError(f"{where}: {short_repr(value)}; allowed is {self.allowed}")
 
 
 def option(
@@ -176,11 +203,12 @@ def _read_file(cls: type[Settings], path: str) -> dict[str, Any]:
     """Values by field name from table ``cls.table`` of the TOML file ``path``."""
     import tomllib  # a command without --settings need not pay for it
 
+    from common.files import read_regular
+
     try:
-        with open(path, "rb") as stream:
-            document = tomllib.load(stream)
+        document = tomllib.loads(read_regular(path).decode())
     except OSError as error:
-        raise UsageError(f"--settings: {path!r}; cannot be read: {error.strerror}") from None
+        raise UsageError(f"--settings: {path!r}; cannot be read: {error.strerror}; name a TOML file") from None
     except ValueError as error:  # not TOML, or not UTF-8
         raise UsageError(f"--settings: {path!r}; is not TOML: {error}") from None
     except RecursionError:

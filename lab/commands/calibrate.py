@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from common.cli import EXIT_OK
-from common.errors import UsageError
 from common.output import check_distinct, check_output, write_json
+from lab.commands.rounds import read_rounds
 
 if TYPE_CHECKING:  # --help answers in 0.3 s
     from lab.virtual.calibrate import Calibration
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", default="", metavar="PATH", help="write the costs to this file (default: the one that runs read)"
     )
     parser.add_argument("--force", action="store_true", help="overwrite files that exist")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"interleaved rounds (default: {ROUNDS})")
+    parser.add_argument("--rounds", help=f"interleaved rounds (1 to {_MOST_ROUNDS}; default: {ROUNDS})")
     parser.add_argument("--json", default="", metavar="PATH|-", help="write the same once more, as one JSON object")
 
 
@@ -39,8 +39,7 @@ def run(namespace: argparse.Namespace) -> int:
     Raises:
         UsageError: a file is there already, or cannot be written. LabError, MachineError: a measurement failed.
     """
-    if not 1 <= namespace.rounds <= _MOST_ROUNDS:
-        raise UsageError(f"--rounds: {namespace.rounds}; allowed is 1 to {_MOST_ROUNDS}")
+    rounds = read_rounds(namespace.rounds, default=ROUNDS, most=_MOST_ROUNDS)
     from lab.virtual.costs import default_path
 
     path = namespace.out or str(default_path())
@@ -52,7 +51,7 @@ def run(namespace: argparse.Namespace) -> int:
     def say(text: str) -> None:
         sys.stderr.write(f"{text}\n")
 
-    found = calibrate_to(path, namespace.rounds, force=namespace.force, say=say)
+    found = calibrate_to(path, rounds, force=namespace.force, say=say)
     if namespace.json:
         write_json(found.as_dict(), namespace.json, force=namespace.force)
     for name, value in found.costs.as_dict().items():

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from common.cli import EXIT_OK
 from common.errors import InvariantViolation
 from common.options import Settings, add_flags, load, option, switch
-from common.output import check_output, write_json
+from common.output import check_distinct, check_output, write_json
 from common.settings import WORKLOADS
 from lab.commands.flags import (
     COSTS_HELP,
@@ -26,6 +26,7 @@ from lab.commands.flags import (
     whole_number,
 )
 from lab.experiment.compare import OFF, Engine, Execute, Plan, make_plan
+from lab.experiment.outputs import check_not_inside
 from lab.experiment.spec import Mode
 
 if TYPE_CHECKING:
@@ -92,6 +93,8 @@ def read(namespace: argparse.Namespace) -> tuple[CompareSettings, Plan]:
         UsageError: a wrong value; names flag, value and what is allowed.
     """
     settings = load(CompareSettings, namespace)
+    check_distinct({"--costs": settings.costs, "--json": settings.json})
+    check_not_inside("--json", settings.json, settings.out)
     rivals = read_rivals(settings.policies, virtual_only=settings.modes == ("virtual",))
     if namespace.cores is None and settings.modes == ("live", "virtual"):
         namespace.cores = str(len(os.sched_getaffinity(0)))  # those that the live runs have
@@ -133,7 +136,7 @@ def run_comparison(
     from lab.experiment.compare import run_plan
     from lab.experiment.comparison import Sample, compare_results
     from lab.experiment.progress import make_progress
-    from lab.experiment.store import open_store
+    from lab.experiment.store import counting, open_store
     from lab.experiment.table import print_comparison
 
     described = describe(settings, plan)
@@ -141,17 +144,23 @@ def run_comparison(
     try:
         with open_store(
             settings.out, kind="compare", settings=described, command=command, costs=costs, force=settings.force
-        ) as store:
-            environment = store.environment
-            results = run_plan(
-                plan,
-                execute=execute,
-                open_engine=open_engine,
-                address=settings.engine,
-                costs=costs,
-                store=store,
-                progress=progress,
-            )
+        ) as kept:
+            environment = kept.environment
+            store, ended = counting(kept)
+            try:
+                results = run_plan(
+                    plan,
+                    execute=execute,
+                    open_engine=open_engine,
+                    address=settings.engine,
+                    costs=costs,
+                    store=store,
+                    progress=progress,
+                )
+            except BaseException:
+                progress.close()
+                _tell_what_is_kept(settings, len(ended), sum(len(plan.runs(mode)) for mode in plan.modes))
+                raise
     finally:
         progress.close()
     samples = [Sample(result.spec.name, result, repeat) for result, repeat in results]
@@ -183,6 +192,17 @@ def describe(settings: CompareSettings, plan: Plan) -> dict[str, Any]:
         "repeat": settings.repeat,
         "runs": [spec.as_dict() for spec in plan.specs],
     }
+
+
+def _tell_what_is_kept(settings: CompareSettings, ended: int, total: int) -> None:
+    """What a comparison that stops early leaves."""
+    if settings.quiet or sys.stderr is None:
+        return
+    if settings.out:
+        text = f"{settings.out}: {ended} of {total} runs are kept; the same command goes on with the others"
+    else:
+        text = f"nothing was kept of {ended} of {total} runs; --out FOLDER keeps them"
+    sys.stderr.write(f"{text}\n")
 
 
 def _exit_code(comparison: Comparison) -> int:

@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from common.cli import EXIT_OK
-from common.errors import UsageError
+from lab.commands.rounds import read_rounds
 
 __all__ = ["SHOWS", "add_arguments", "run"]
 
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add all flags."""
     parser.add_argument("name", choices=sorted(SHOWS), metavar="NAME", help=f"one of {', '.join(SHOWS)}")
     parser.add_argument("--out", default="", metavar="DIR", help="where everything goes (default: out/show-NAME)")
-    parser.add_argument("--rounds", type=int, default=0, help="interleaved rounds (default: 3)")
+    parser.add_argument("--rounds", help=f"interleaved rounds (1 to {_MOST_ROUNDS}; default: 3)")
     parser.add_argument("--engine", default="processes", help="where runs in virtual time go (default: processes)")
     parser.add_argument("--costs", default="", metavar="PATH", help="costs of virtual time, as calibrate wrote them")
     parser.add_argument("--force", action="store_true", help="begin anew where another show is kept")
@@ -34,8 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(namespace: argparse.Namespace) -> int:
     """Do it, and print what came of it."""
-    if not 0 <= namespace.rounds <= _MOST_ROUNDS:
-        raise UsageError(f"--rounds: {namespace.rounds}; allowed is 1 to {_MOST_ROUNDS}")
+    rounds = read_rounds(namespace.rounds, default=0, most=_MOST_ROUNDS)  # 0: as many as the show has
     from lab.experiment.engines import check_address
 
     check_address(namespace.engine)
@@ -46,7 +45,7 @@ def run(namespace: argparse.Namespace) -> int:
         module,
         name,
         out=namespace.out or f"out/show-{namespace.name}",
-        rounds=namespace.rounds,
+        rounds=rounds,
         engine=namespace.engine,
         costs_path=namespace.costs,
         force=namespace.force,

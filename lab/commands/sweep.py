@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from common.errors import UsageError
 from common.options import Settings, add_flags, load, switch
-from common.output import check_output
+from common.output import check_distinct, check_output
 from lab.commands.flags import COSTS_HELP, as_elsewhere, text
+from lab.experiment.outputs import check_not_inside
 
 __all__ = ["SweepSettings", "add_arguments", "read", "run"]
 
@@ -57,7 +58,9 @@ def read(namespace: argparse.Namespace) -> SweepSettings:
         raise UsageError("--live: runs take place one at a time on this machine; leave --engine away")
     if settings.live and settings.costs:
         raise UsageError("--costs: real processes cost what they cost; leave it away with --live")
+    check_distinct({"--grid": settings.grid, "--costs": settings.costs, "--json": settings.json})
     if settings.json:
+        check_not_inside("--json", settings.json, settings.out)
         check_output(settings.json, force=settings.force)
     return settings
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lab.experiment.metrics import RunResult
     from lab.experiment.store import Store
 
-__all__ = ["LIVE_ENGINE", "OFF", "Engine", "Execute", "Plan", "Rival", "Run", "make_plan", "run_plan"]
+__all__ = ["LIVE_ENGINE", "OFF", "Engine", "Execute", "Plan", "Rival", "Run", "describe_runs", "make_plan", "run_plan"]
 
 OFF = "off"
 LIVE_ENGINE = "inline"  # one after the other, in this process
@@ -30,8 +30,10 @@ Execute = Callable[[dict[str, Any]], dict[str, Any]]
 class Engine(Protocol):
     """What runs payloads: that of ``lab.experiment.engines``, or a stand-in."""
 
-    def run(self, function: Execute, payloads: Sequence[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Index and answer of each payload, as they finish."""
+    def run(
+        self, function: Execute, payloads: Sequence[dict[str, Any]], *, describe: Callable[[int], str]
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Index and answer of each payload, as they finish; ``describe`` names one in an error."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,11 @@ def make_plan(
     return Plan(specs=specs, workloads=tuple(workloads), repeat=repeat, modes=tuple(modes))
 
 
+def describe_runs(specs: Sequence[RunSpec]) -> Callable[[int], str]:
+    """What an error calls the run of that index: ``memhog, boundary, seed 1, live``."""
+    return lambda index: f"{specs[index].workload}, {specs[index].name}, seed {specs[index].seed}, {specs[index].mode}"
+
+
 def run_plan(
     plan: Plan,
     *,
@@ -142,7 +149,7 @@ def run_plan(
             progress.start(mode, [run.spec for run in missing])
             payloads = [{"spec": run.spec.as_dict(), "costs": costs if mode == "virtual" else None} for run in missing]
             with open_engine(LIVE_ENGINE if mode == "live" else address) as engine:
-                for index, answer in engine.run(execute, payloads):
+                for index, answer in engine.run(execute, payloads, describe=describe_runs([r.spec for r in missing])):
                     run = missing[index]
                     found[run] = RunResult.from_dict(answer)
                     store.append(found[run], run.repeat)

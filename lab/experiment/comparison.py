@@ -172,7 +172,7 @@ class Comparison:
         sizes = sorted({len(row.figures[THROUGHPUT.name].summary.values) for row in self.rows})
         repeats = " to ".join(str(size) for size in dict.fromkeys((sizes[0], sizes[-1]))) if sizes else "0"
         notes = [
-            f"Each figure is the median of {repeats} runs ± half the interquartile range.",
+            f"Each figure is the median of {repeats} run{'s' * (repeats != '1')} ± half the interquartile range.",
         ]
         if not self.tests:
             notes.append("No rank test was made.")

@@ -7,8 +7,9 @@
 
 A result is identified by the key of its specification and its repeat number. One writer at a time holds ``flock`` on
 the folder; readers need no lock. A line of results.jsonl is there only when its series is, and a line that a killed
-writer left without its end is not there: readers ignore it, the next writer cuts it off. Damage of any other kind is
-an error in one line, and never a result that is silently missing.
+writer left without its end is not there: readers ignore it, the next writer cuts it off. A line whose series was lost
+is an error for who reads series; the next writer drops it and so has its run done again. Damage of any other kind is an
+error in one line, and never a result that is silently missing.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ from typing import Any, Self
 import numpy as np
 
 from common.errors import LabError, MachineError, UsageError
+from common.files import read_regular
+from lab.experiment.difference import difference
 from lab.experiment.environment import environment, git_commit, project_version
 from lab.experiment.metrics import METRICS, SERIES, RunResult
 
@@ -132,7 +135,8 @@ class RunDirectory:
             UsageError: there is no run directory, or run.json or costs.json is damaged.
         """
         if not os.path.isdir(path):
-            raise UsageError(f"{path}: there is no such folder; name the folder of a sweep or a comparison")
+            what = "is no folder" if os.path.lexists(path) else "there is no such folder"
+            raise UsageError(f"{path}: {what}; name the folder of a sweep or a comparison")
         if not os.path.exists(os.path.join(path, _RUN)):
             raise UsageError(f"{path}: is no run directory, it has no {_RUN}; name the folder of an experiment")
         record = _read_object(os.path.join(path, _RUN))
@@ -141,7 +145,7 @@ class RunDirectory:
                 raise UsageError(f"{path}/{_RUN}: {key} is missing or damaged; is this a run directory?")
         if record["format"] != FORMAT:
             raise UsageError(
-                f"{path}: has format {record['format']}; allowed is {FORMAT}, use the version that made it"
+                f"{path}: has format {record['format']}, allowed is {FORMAT}; use the version that made it"
             )
         costs = _read_object(os.path.join(path, _COSTS), or_null=True)
         return cls(path, record, costs)
@@ -214,9 +218,12 @@ class RunDirectory:
         name = f"{result.spec.key()}-{repeat}.csv"
         where = f"{self.path}/{_SERIES}/{name}"
         try:
-            text = Path(where).read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            raise UsageError(f"{where}: cannot be read: {error}") from None
+            text = read_regular(where, None).decode()
+        except OSError as error:
+            fix = f"start the same {self.kind} again to have its run done again"
+            raise UsageError(f"{where}: cannot be read: {error.strerror}; {fix}") from None
+        except ValueError:
+            raise UsageError(f"{where}: is damaged, it is no text; remove it to have its run done again") from None
         rows = list(csv.reader(io.StringIO(text)))
         if not rows or tuple(rows[0]) != SERIES or any(len(row) != len(SERIES) for row in rows):
             raise UsageError(f"{where}: is damaged; its columns should be {', '.join(SERIES)}")
@@ -231,9 +238,9 @@ class RunDirectory:
         """Repeat and result of each whole line."""
         where = os.path.join(self.path, _RESULTS)
         try:
-            data = Path(where).read_bytes()
+            data = read_regular(where, None)
         except OSError as error:
-            raise UsageError(f"{where}: cannot be read: {error.strerror}") from None
+            raise UsageError(f"{where}: cannot be read: {error.strerror}; put back the file that was there") from None
         seen: dict[tuple[str, int], int] = {}
         for number, line in enumerate(data.split(b"\n")[:-1], start=1):  # behind the last newline: empty, or torn
             repeat, result = _parse_line(line, f"{where}, line {number}")
@@ -278,7 +285,10 @@ class RunDirectory:
         try:
             cls.read(path)
         except UsageError as error:
-            raise UsageError(f"{path}: exists and cannot be used: {error}; nothing was removed") from None
+            raise UsageError(
+                f"{path}: exists and cannot be used: {_cause(error, path)}; nothing was removed; "
+                "name another path with --out, or remove the folder yourself"
+            ) from None
         lock = _lock(path, path)
         try:
             there = cls.read(path)  # once more: it may have been replaced before we had the lock
@@ -298,10 +308,20 @@ class RunDirectory:
         return cls(path, record, costs, lock)
 
     def _begin_writing(self) -> None:
-        """Check what is there, cut off a torn line, and open for appending; the lock is held."""
-        self._done = {(result.spec.key(), repeat) for repeat, result in self._lines()}
+        """Check what is there, cut off a torn line, and open for appending; the lock is held.
+
+        A line without its series goes too, so that its run is done again: no table could be made of it.
+        """
+        there = [(result.spec.key(), repeat) for repeat, result in self._lines()]
+        kept = [os.path.isfile(os.path.join(self.path, _SERIES, f"{key}-{repeat}.csv")) for key, repeat in there]
+        self._done = {run for run, has_series in zip(there, kept, strict=True) if has_series}
         os.makedirs(os.path.join(self.path, _SERIES), exist_ok=True)
         path = os.path.join(self.path, _RESULTS)
+        if not all(kept):
+            lines = Path(path).read_bytes().split(b"\n")[:-1]
+            whole_lines = (line + b"\n" for line, has_series in zip(lines, kept, strict=True) if has_series)
+            _replace_file(path, b"".join(whole_lines))
+            _sync_folder(self.path)
         whole = Path(path).read_bytes().rfind(b"\n") + 1
         self._stream = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         os.ftruncate(self._stream, whole)
@@ -350,37 +370,14 @@ def _check_same(path: str, there: RunDirectory, record: dict[str, Any], costs: d
     Raises:
         UsageError: it is another one; names the first difference.
     """
-    difference = _difference(there.record, record, there.costs, costs)
-    if difference:
-        raise UsageError(
-            f"{path}: holds another experiment ({difference}); give --force to replace it, or another path"
-        )
+    differs = difference(there.record, record, there.costs, costs)
+    if differs:
+        raise UsageError(f"{path}: holds another experiment ({differs}); give --force to replace it, or another path")
 
 
-def _difference(
-    there: dict[str, Any], here: dict[str, Any], costs_there: dict[str, Any] | None, costs_here: dict[str, Any] | None
-) -> str:
-    """The first thing in which two experiments differ, in words; empty if they are the same."""
-    if there["kind"] != here["kind"]:
-        return f"a {there['kind']}"
-    if there["settings"] != here["settings"]:
-        path, old, new = _first_difference(there["settings"], here["settings"], "settings")
-        return f"{path}: {old} there, {new} here"
-    return "other costs" if costs_there != costs_here else ""
-
-
-def _first_difference(old: Any, new: Any, path: str) -> tuple[str, str, str]:
-    """Path and both values, as short JSON, of the first difference between two plain values that do differ."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted({*old, *new}):
-            if key not in old or key not in new or old[key] != new[key]:
-                return _first_difference(old.get(key), new.get(key), key)
-    return path, _short(old), _short(new)
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def _cause(error: UsageError, path: str) -> str:
+    """What ``error`` of reading ``path`` says, without the path and what it advises to a reader."""
+    return str(error).removeprefix(path).lstrip(":/ ").partition("; ")[0]
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
@@ -400,9 +397,9 @@ def _read_object(path: str, *, or_null: bool = False) -> Any:
         UsageError: it cannot be read or is something else.
     """
     try:
-        values = json.loads(Path(path).read_bytes())
+        values = json.loads(read_regular(path))
     except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
+        raise UsageError(f"{path}: cannot be read: {error.strerror}; put back the file that was there") from None
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: is no JSON: {str(error)[:80]}") from None
     if not isinstance(values, dict) and not (or_null and values is None):

@@ -399,7 +399,7 @@ def check_address(address: str) -> str:
     """
     port = match[2] if (match := _DASK.fullmatch(address)) else "1"
     if address != "inline" and not _PROCESSES.fullmatch(address) and (match is None or not 0 < int(port) < 1 << 16):
-        raise UsageError(f"engine: {address!r}; allowed is {ADDRESSES}")
+        raise UsageError(f"--engine: {address!r}; allowed is {ADDRESSES}")
     return address
 
 

@@ -21,6 +21,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from common.errors import UsageError
+from common.files import read_regular
+from common.options import short_repr
 from common.settings import POLICIES, WORKLOADS
 from lab.commands.flags import RUN_OPTIONS, VIRTUAL_ONLY
 from lab.experiment.spec import Mode, RunSpec
@@ -72,10 +74,9 @@ def load_grid(path: str, mode: Mode = "virtual") -> Grid:
         UsageError: it cannot be read, is no grid, or comes to more than ``MOST_RUNS`` runs; names file, key and fix.
     """
     try:
-        with open(path, "rb") as stream:
-            document = tomllib.load(stream)
+        document = tomllib.loads(read_regular(path).decode())
     except OSError as error:
-        raise UsageError(f"--grid: {path!r}; cannot be read: {error.strerror}") from None
+        raise UsageError(f"--grid: {path!r}; cannot be read: {error.strerror}; name a TOML file") from None
     except ValueError as error:  # not TOML, or not UTF-8
         raise UsageError(f"--grid: {path!r}; is not TOML: {error}") from None
     except RecursionError:
@@ -95,16 +96,21 @@ def parse_grid(document: dict[str, Any], where: str, mode: Mode = "virtual") -> 
     for name, table in document.items():
         if name not in _TABLES or not isinstance(table, dict):
             raise UsageError(f"{name}: no table of {where}; allowed are [grid] and [fixed]")
+    runs = math.prod(len(raws) for raws in document.get("grid", {}).values() if isinstance(raws, list) and raws)
+    if runs > MOST_RUNS:  # before the values are read, which could be millions
+        raise UsageError(f"{where}: comes to {runs:,} runs; allowed are {MOST_RUNS:,}; split it")
     varied: dict[str, list[Any]] = {}
     for key, raws in document.get("grid", {}).items():
         place = f"{key} in [grid] of {where}"
         name = _field(key, place)
         if not isinstance(raws, list) or not raws:
-            raise UsageError(f"{place}: {_short(raws)}; allowed is a list of values; a single one goes to [fixed]")
+            raise UsageError(f"{place}: {short_repr(raws)}; allowed is a list of values; a single one goes to [fixed]")
         values = [_value(name, raw, place, mode) for raw in raws]
-        for index, value in enumerate(values):
-            if value in values[:index]:
-                raise UsageError(f"{place}: {_short(raws[index])} is given twice; allowed is once")
+        seen: set[Any] = set()
+        for raw, value in zip(raws, values, strict=True):
+            if value in seen:
+                raise UsageError(f"{place}: {short_repr(raw)} is given twice; allowed is once")
+            seen.add(value)
         if name in varied:
             raise UsageError(f"{place}: is given twice; allowed is once")
         varied[name] = values
@@ -117,12 +123,9 @@ def parse_grid(document: dict[str, Any], where: str, mode: Mode = "virtual") -> 
         if name in fixed or name in varied:
             raise UsageError(f"{place}: is given twice; allowed is once, in [grid] or in [fixed]")
         if isinstance(raw, list):
-            raise UsageError(f"{place}: {_short(raw)}; allowed is a single value; a list goes to [grid]")
+            raise UsageError(f"{place}: {short_repr(raw)}; allowed is a single value; a list goes to [grid]")
         fixed[name] = _value(name, raw, place, mode)
-    grid = Grid(mode, _in_order(varied), _in_order(fixed))
-    if len(grid) > MOST_RUNS:
-        raise UsageError(f"{where}: comes to {len(grid):,} runs; allowed are {MOST_RUNS:,}; split it")
-    return grid
+    return Grid(mode, _in_order(varied), _in_order(fixed))
 
 
 def _field(key: str, place: str) -> str:
@@ -143,14 +146,9 @@ def _value(name: str, raw: Any, place: str, mode: Mode) -> Any:
     allowed = {"policy": dict.fromkeys((*POLICIES, *VIRTUAL_ONLY)), "workload": dict.fromkeys(WORKLOADS)}[name]
     if not isinstance(raw, str) or raw not in allowed or raw == "none":
         names = ", ".join(known for known in allowed if known != "none")
-        raise UsageError(f"{place}: {_short(raw)}; allowed is {names}")
+        raise UsageError(f"{place}: {short_repr(raw)}; allowed is {names}")
     return raw
 
 
 def _in_order(values: dict[str, Any]) -> dict[str, Any]:
     return {name: values[name] for name in _KEYS if name in values}
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

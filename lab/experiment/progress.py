@@ -65,8 +65,11 @@ def in_words(seconds: float | None) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min left"
 
 
-def _title(mode: Mode) -> str:
-    return "live runs, one at a time" if mode == "live" else "runs in virtual time"
+def _title(mode: Mode, count: int) -> str:
+    runs = "run" if count == 1 else "runs"
+    if mode == "virtual":
+        return f"{runs} in virtual time"
+    return f"live {runs}, one at a time" if count > 1 else "live run"
 
 
 class QuietProgress:
@@ -93,7 +96,7 @@ class LineProgress:
     def start(self, mode: Mode, specs: list[RunSpec]) -> None:
         """See ``Progress``."""
         self._estimate = Estimate(specs, self._clock)
-        self._say(f"{len(specs)} {_title(mode)}: {in_words(self._estimate.left_s())}")
+        self._say(f"{len(specs)} {_title(mode, len(specs))}: {in_words(self._estimate.left_s())}")
 
     def done(self, spec: RunSpec) -> None:
         """See ``Progress``."""
@@ -136,7 +139,7 @@ class BarProgress:
             self._bar.remove_task(self._task)
         self._estimate = Estimate(specs, self._clock)
         left = in_words(self._estimate.left_s())
-        self._task = self._bar.add_task(_title(mode), total=len(specs), left=left, last="")
+        self._task = self._bar.add_task(_title(mode, len(specs)), total=len(specs), left=left, last="")
 
     def done(self, spec: RunSpec) -> None:
         """See ``Progress``."""

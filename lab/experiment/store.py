@@ -9,7 +9,7 @@ from typing import Any
 
 from lab.experiment.metrics import RunResult
 
-__all__ = ["Store", "open_store"]
+__all__ = ["Store", "counting", "open_store"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,17 @@ class Store:
     environment: dict[str, Any]
     there: dict[tuple[str, int], RunResult]
     append: Callable[[RunResult, int], None]
+
+
+def counting(store: Store) -> tuple[Store, set[tuple[str, int]]]:
+    """The same store, and key and repeat of each result that is in it, also of those that it gets later."""
+    ended = set(store.there)
+
+    def append(result: RunResult, repeat: int) -> None:
+        store.append(result, repeat)
+        ended.add((result.spec.key(), repeat))
+
+    return Store(store.environment, store.there, append), ended
 
 
 @contextlib.contextmanager

@@ -113,7 +113,10 @@ def _tell(settings: SweepSettings, grid: Grid, results: Sequence[RunResult]) -> 
     write_bytes(figure_bytes(pareto_figure(results, title=_title(grid)), "png"), picture, force=True)
     # Standard output is for the object when it goes there.
     print_fronts(found, sys.stderr if settings.json == STDOUT else sys.stdout)
-    _say(None if settings.quiet else sys.stderr, f"{len(results)} runs in {settings.out}, picture in {picture}")
+    _say(
+        None if settings.quiet else sys.stderr,
+        f"{len(results)} run{'s' * (len(results) != 1)} in {settings.out}, picture in {picture}",
+    )
     if settings.json:
         document = {
             "directory": settings.out,

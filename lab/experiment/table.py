@@ -88,7 +88,13 @@ def figure_text(figure: Figure, metric: Metric, scale: Scale) -> str:
     is_time = metric.name in {"t50_s", "t90_s", "t99_s"}
     missing = len(summary.values) - summary.n
     if summary.median is None:
-        return f"not in {len(summary.values)} runs" if is_time and not summary.n else "not in most" if is_time else "-"
+        return (
+            f"not in {len(summary.values)} run{'s' * (len(summary.values) != 1)}"
+            if is_time and not summary.n
+            else "not in most"
+            if is_time
+            else "-"
+        )
     if len(summary.values) > 1:
         text = plus_minus(summary.median / scale[1], None if summary.spread is None else summary.spread / scale[1])
     else:

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from common.errors import InvariantViolation
 from common.output import write_bytes, write_json
-from lab.experiment.compare import LIVE_ENGINE
+from lab.experiment.compare import LIVE_ENGINE, describe_runs
 from lab.experiment.directory import RunDirectory
 from lab.experiment.engines import open_engine
 from lab.experiment.execute import execute
@@ -98,7 +98,7 @@ class _Runner:
             self._progress.start(missing[0].mode, missing)
             payloads = [{"spec": spec.as_dict(), "costs": self._costs} for spec in missing]
             with open_engine(self._address) as engine:
-                for index, answer in engine.run(execute, payloads):
+                for index, answer in engine.run(execute, payloads, describe=describe_runs(missing)):
                     result = RunResult.from_dict(answer)
                     self._directory.append(result, _REPEAT)
                     found[missing[index].key()] = result

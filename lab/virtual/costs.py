@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
 from common.errors import UsageError
+from common.files import read_regular
 
 __all__ = ["VERSION", "Costs", "default_path"]
 
@@ -129,23 +131,27 @@ class Costs:
             UsageError: there is none, or it is not such a file, or one of another version.
         """
         path = Path(path or default_path())
+        measure = _MEASURE
+        if os.path.realpath(path) != os.path.realpath(default_path()):
+            measure = f"leave --costs away, or {_MEASURE} --out {shlex.quote(str(path))}"
         try:
-            content = json.loads(path.read_bytes())
+            content = json.loads(read_regular(path))
         except FileNotFoundError:
-            raise UsageError(f"{path}: there is no such file; to measure this machine's costs {_MEASURE}") from None
+            raise UsageError(f"{path}: there is no such file; to measure this machine's costs {measure}") from None
         except OSError as error:
-            raise UsageError(f"{path}: {error.strerror}; name another file, or {_MEASURE}") from None
+            raise UsageError(f"{path}: {error.strerror}; name another file, or leave --costs away") from None
         except (ValueError, RecursionError):
-            raise UsageError(f"{path}: is no JSON; to measure anew {_MEASURE} --force") from None
+            raise UsageError(f"{path}: is no JSON; to measure anew {measure} --force") from None
         if not isinstance(content, dict) or not isinstance(content.get("costs"), dict):
-            raise UsageError(f"{path}: holds no costs; to measure anew {_MEASURE} --force")
+            raise UsageError(f"{path}: holds no costs; to measure anew {measure} --force")
         version = content.get("version")
         if version != VERSION:
-            raise UsageError(f"{path}: costs of version {version!r}; this is version {VERSION}; {_MEASURE} --force")
+            raise UsageError(f"{path}: costs of version {version!r}; this is version {VERSION}; {measure} --force")
         try:
             return cls.from_dict(content["costs"])
         except UsageError as error:
-            raise UsageError(f"{path}: {error}") from None
+            cause = str(error).removesuffix(f"; {_MEASURE} --force")
+            raise UsageError(f"{path}: {cause}; {measure} --force") from None
 
     @classmethod
     def example(cls) -> Self:

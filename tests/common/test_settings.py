@@ -331,6 +331,8 @@ def test_a_setting_outside_every_table_is_refused(write_settings: Callable[[str]
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"^--settings: .*cannot be read: No such file"):
         parse(GuestSettings, "--settings", str(tmp_path / "none.toml"))
+    with pytest.raises(UsageError, match=r"^--settings: .*cannot be read: is no regular file; name a TOML file"):
+        parse(GuestSettings, "--settings", "/dev/zero")
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(UsageError, match="is not TOML"):
         parse(GuestSettings, "--settings", str(tmp_path / "binary.toml"))

@@ -86,6 +86,7 @@ class MadeEngine:
         self.backwards = backwards
         self.payloads: list[dict[str, Any]] = []
         self.addresses: list[str] = []
+        self.names: list[str] = []  # of the last run's payloads
 
     @contextlib.contextmanager
     def open(self, address: str) -> Iterator[MadeEngine]:
@@ -94,9 +95,14 @@ class MadeEngine:
         yield self
 
     def run(
-        self, function: Callable[[dict[str, Any]], dict[str, Any]], payloads: Sequence[dict[str, Any]]
+        self,
+        function: Callable[[dict[str, Any]], dict[str, Any]],
+        payloads: Sequence[dict[str, Any]],
+        *,
+        describe: Callable[[int], str],
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         """Answers, backwards when there is no order to keep."""
+        self.names = [describe(index) for index in range(len(payloads))]
         indices = list(range(len(payloads)))
         if self.backwards:
             indices.reverse()

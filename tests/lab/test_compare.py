@@ -14,10 +14,11 @@ import pytest
 
 from common.errors import InvariantViolation, UsageError
 from common.settings import DemoSettings
+from lab.cli import main
 from lab.commands import compare, flags
 from lab.experiment.compare import LIVE_ENGINE, Plan
 from lab.experiment.progress import LineProgress
-from lab.experiment.spec import RunSpec
+from lab.experiment.spec import Mode, RunSpec
 from tests.lab.experiments import MadeEngine, toy
 
 COSTS = {"fault_ns": 900.0}
@@ -237,19 +238,46 @@ def test_tables_go_to_standard_output_and_progress_to_standard_error(capsys: pyt
     assert "\x1b" not in out + err
 
 
+class Interrupted(MadeEngine):
+    """Ends after five runs."""
+
+    def run(self, function: Any, payloads: Any, **named: Any) -> Any:
+        for index, answer in super().run(function, payloads, **named):
+            if len(self.payloads) == 6:
+                raise KeyboardInterrupt
+            yield index, answer
+
+
+def test_an_interrupt_says_what_was_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept = ("--repeat", "2", "--out", str(tmp_path / "x"))
+    for arguments in (kept, kept, ("--repeat", "2"), (*kept, "--quiet", "--force")):
+        with pytest.raises(KeyboardInterrupt):
+            compared(*arguments, engine=Interrupted() if arguments[-1] != str(tmp_path / "x") else Once())
+    err = capsys.readouterr().err.splitlines()
+    assert [line for line in err if "kept" in line] == [
+        f"{tmp_path}/x: 1 of 8 runs are kept; the same command goes on with the others",
+        f"{tmp_path}/x: 2 of 8 runs are kept; the same command goes on with the others",
+        "nothing was kept of 5 of 8 runs; --out FOLDER keeps them",
+    ]
+
+
+class Once(MadeEngine):
+    """Ends after one run."""
+
+    def run(self, function: Any, payloads: Any, **named: Any) -> Any:
+        yield next(super().run(function, payloads, **named))
+        raise KeyboardInterrupt
+
+
+def test_an_error_names_the_run_by_its_settings() -> None:
+    engine = MadeEngine()
+    compared("--repeat", "1", "--quiet", "--policies", "boundary:delay=2s,off", "--live", engine=engine)
+    assert engine.names == ["memhog, boundary:delay=2s, seed 1, live", "memhog, off, seed 1, live"]
+
+
 def test_a_run_directory_has_all_runs_and_an_interrupted_comparison_goes_on(tmp_path: Path) -> None:
     folder = tmp_path / "x"
     arguments = ("--repeat", "2", "--quiet", "--out", str(folder))
-
-    class Interrupted(MadeEngine):
-        """Ends after five runs."""
-
-        def run(self, function: Any, payloads: Any) -> Any:
-            for index, answer in super().run(function, payloads):
-                if len(self.payloads) == 6:
-                    raise KeyboardInterrupt
-                yield index, answer
-
     with pytest.raises(KeyboardInterrupt):
         compared(*arguments, engine=Interrupted())
     lines = (folder / "results.jsonl").read_text().splitlines()
@@ -318,3 +346,34 @@ def test_settings_that_two_commands_share_are_described_once() -> None:
         described = DemoSettings.__dataclass_fields__[name].metadata["option"]
         assert flags.RUN_OPTIONS[name].check is described.check
         assert flags.RUN_OPTIONS[name].allowed == described.allowed
+
+
+@pytest.mark.parametrize("name", ["run.json", "costs.json", "results.jsonl", "series/new.csv"])
+def test_json_cannot_replace_what_the_comparison_keeps(tmp_path: Path, name: str) -> None:
+    out = tmp_path / "c"
+    compared("--virtual", "--repeat", "1", "--quiet", "--out", str(out))
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(UsageError, match=r"^--json: .* belongs to what --out keeps in .*; name another path"):
+        compared("--virtual", "--repeat", "1", "--force", "--out", str(out), "--json", str(out / name))
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("mode", "count", "said"),
+    [
+        ("live", 1, "1 live run: "),
+        ("live", 2, "2 live runs, one at a time: "),
+        ("virtual", 1, "1 run in virtual time: "),
+        ("virtual", 2, "2 runs in virtual time: "),
+    ],
+)
+def test_one_run_is_no_runs(mode: Mode, count: int, said: str) -> None:
+    stream = io.StringIO()
+    LineProgress(stream).start(mode, [RunSpec(mode=mode)] * count)
+    assert stream.getvalue().startswith(said)
+
+
+def test_a_wrong_engine_is_told_by_its_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["compare"], ["show", "boundary"]):
+        assert main([*arguments, "--engine", "cloud"]) == 2
+        assert capsys.readouterr().err.startswith("error: --engine: 'cloud'; allowed is inline")

@@ -160,7 +160,9 @@ def test_the_number_of_tests_is_said_and_too_few_runs_are() -> None:
         samples("boundary", [1.0, 2, 3, 4]) + samples("off", [4.0] * 4), first="boundary", base="off"
     )
     assert "Too few" not in " ".join(four.notes())
+    assert four.notes()[0] == "Each figure is the median of 4 runs ± half the interquartile range."
     live = compare_results(samples("off", [1.0], mode="live"), first="off", base="off")
+    assert live.notes()[0] == "Each figure is the median of 1 run ± half the interquartile range."
     assert "seed" not in " ".join(live.notes())
 
 

@@ -321,7 +321,7 @@ def test_each_part_of_the_record_is_needed(tmp_path: Path, key: str) -> None:
 def test_another_format_is_refused(tmp_path: Path) -> None:
     path = filled(tmp_path / "s")
     damage(path, "run.json", json.dumps({**json.loads((path / "run.json").read_text()), "format": 2}))
-    with pytest.raises(UsageError, match="format 2; allowed is 1"):
+    with pytest.raises(UsageError, match="format 2, allowed is 1; use the version"):
         RunDirectory.read(str(path))
 
 
@@ -355,3 +355,69 @@ def test_a_result_that_is_no_number_is_not_kept(tmp_path: Path) -> None:
             directory.append(make_result(RunSpec(), gib_min=float("nan")))
         directory.append(make_result(RunSpec()))
     assert seeds(tmp_path / "s") == [1]
+
+
+@pytest.mark.parametrize("name", ["run.json", "costs.json", "results.jsonl"])
+def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(tmp_path: Path, name: str) -> None:
+    path = filled(tmp_path / "s")
+    (path / name).unlink()
+    os.mkfifo(path / name)
+    with pytest.raises(UsageError, match=rf"{name}: cannot be read: is no regular file; put back"):
+        RunDirectory.read(str(path)).results()
+    with pytest.raises(UsageError, match=rf"{name}: cannot be read: is no regular file; "):
+        opened(path)
+
+
+def test_a_run_whose_series_was_lost_is_told_and_done_again(tmp_path: Path) -> None:
+    path = filled(tmp_path / "s")
+    lost = path / "series" / f"{RunSpec(seed=1).key()}-1.csv"
+    lost.unlink()
+    with pytest.raises(
+        UsageError, match=rf"{lost.name}: cannot be read: No such file or directory; start the same sweep"
+    ):
+        RunDirectory.read(str(path)).results(series=True)
+    with opened(path) as directory:
+        assert directory.done() == {(RunSpec(seed=seed).key(), 1) for seed in (0, 2)}
+        directory.append(result_of(1))
+    assert seeds(path) == [0, 2, 1]
+    assert len(RunDirectory.read(str(path)).results(series=True)) == 3
+
+
+def test_a_torn_line_after_a_lost_series_is_cut_off_too(tmp_path: Path) -> None:
+    path = filled(tmp_path / "s")
+    (path / "series" / f"{RunSpec(seed=0).key()}-1.csv").unlink()
+    with (path / "results.jsonl").open("ab") as stream:
+        stream.write(b'{"repeat": 1, "torn')
+    with opened(path):
+        assert seeds(path) == [1, 2]
+    assert (path / "results.jsonl").read_bytes().endswith(b"\n")
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "said"),
+    [
+        ([{"duration_ns": 3, "seed": 0}], [{"duration_ns": 2, "seed": 0}], "runs[0].duration_ns: 3 there, 2 here"),
+        ([{"a": [0, 9]}, {"a": [0, 9]}], [{"a": [0, 9]}, {"a": [0, 8]}], "runs[1].a[1]: 9 there, 8 here"),
+        ([1], [1, 2], "runs: [1] there, [1, 2] here"),
+        (list(range(99)), list(range(98)), "runs: 99 entries there, 98 here"),
+        ([{"a": 1}], [{"b": 1}], "runs[0].a: 1 there, null here"),
+    ],
+)
+def test_the_first_difference_is_named_wherever_it_is(tmp_path: Path, there: Any, here: Any, said: str) -> None:
+    opened(tmp_path / "s", settings={"runs": there}).close()
+    with pytest.raises(UsageError) as caught:
+        opened(tmp_path / "s", settings={"runs": here})
+    assert f"holds another experiment ({said}); " in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", [True, False])
+def test_a_folder_that_is_none_of_ours_is_named_once_with_what_to_do(tmp_path: Path, damage: bool) -> None:
+    path = tmp_path / "s"
+    path.mkdir()
+    (path / ("run.json" if damage else "mine.txt")).write_text("?")
+    with pytest.raises(UsageError) as caught:
+        opened(path)
+    said = str(caught.value)
+    assert said.count(str(path)) == 1
+    assert ("run.json: is no JSON" if damage else "is no run directory, it has no run.json") in said
+    assert said.endswith("; nothing was removed; name another path with --out, or remove the folder yourself")

@@ -175,3 +175,33 @@ def test_the_examples_are_grids_of_the_size_they_say(path: Path) -> None:
     grid = load_grid(str(path))
     assert len(grid.specs()) == len(grid)
     assert f"{len(grid)} runs" in path.read_text()
+
+
+def test_a_device_is_no_grid() -> None:
+    with pytest.raises(UsageError, match=r"^--grid: '/dev/zero'; cannot be read: is no regular file; name a TOML file"):
+        load_grid("/dev/zero")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[grid]\nseed = [0x{0}]",
+        "[grid]\npolicy = [0x{0}]",
+        "[grid]\nseed = 0x{0}",
+        "[grid]\nseed = [[0x{0}]]",
+        "[grid]\nseed = [1]\n[fixed]\nvcpus = 0x{0}",
+        "[grid]\nseed = [1]\n[fixed]\nvcpus = [0x{0}]",
+    ],
+)
+def test_a_number_too_long_to_write_out_is_refused_by_its_length(text: str) -> None:
+    with pytest.raises(UsageError, match="a number of 80000 bits"):
+        grid_of(text.format("f" * 20_000))
+
+
+def test_the_number_of_runs_is_bounded_before_any_value_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_arguments: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(module, "_value", never)
+    with pytest.raises(UsageError, match="comes to 300,000 runs; allowed are 100,000"):
+        parse_grid({"grid": {"seed": list(range(300_000))}}, "sweep.toml")

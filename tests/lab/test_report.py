@@ -7,6 +7,7 @@ import html.parser
 import io
 import itertools
 import json
+import os
 import re
 import statistics
 from pathlib import Path
@@ -301,3 +302,24 @@ def test_the_command_in_the_page_can_be_typed(tmp_path: Path) -> None:
     paths = write_report(load_experiment(str(folder)), str(tmp_path / "report"), force=False)
     assert "python -m lab compare --out 'a b'" in Page(Path(paths[-1]).read_text()).text
     assert json.loads((folder / "run.json").read_text())["command"] == command
+
+
+@pytest.mark.parametrize("name", [".", "series", "series/new", "alias"])
+def test_a_report_does_not_go_where_the_experiment_is_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    folder = swept(tmp_path / "s")
+    (Path(folder) / "alias").symlink_to(folder)
+    before = sorted(Path(folder).rglob("*"))
+    assert main(["report", folder, "--force", "--out", os.path.join(folder, name)]) == 2
+    assert "is where the experiment is kept; name another folder" in capsys.readouterr().err
+    assert sorted(Path(folder).rglob("*")) == before
+
+
+def test_what_cannot_be_reported_on_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, said in (
+        (["report", ""], "error: DIR: is empty; name the folder of a sweep or a comparison"),
+        (["report", "/dev/null"], "error: /dev/null: is no folder; name the folder of a sweep or a comparison"),
+    ):
+        assert main(arguments) == 2
+        assert capsys.readouterr().err == f"{said}\n"

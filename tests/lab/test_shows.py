@@ -194,11 +194,16 @@ def test_a_show_writes_its_answer_and_goes_on_where_it_was_interrupted(
     assert json.loads((tmp_path / "show" / DATA).read_text())["rows"]
 
 
+@pytest.mark.parametrize("rounds", ["0", "101", "-1", "x", "1.5", "9" * 9999])
 def test_a_wrong_number_of_rounds_is_refused_before_anything_is_made(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], rounds: str
 ) -> None:
-    assert main(["show", "boundary", "--rounds", "101", "--out", str(tmp_path / "show")]) == UsageError.exit_code
-    assert "--rounds: 101; allowed is 1 to 100" in capsys.readouterr().err
+    for name, most in ((["show", "boundary"], 100), (["calibrate"], 1000)):
+        code = main([*name, f"--rounds={rounds.replace('101', '1001')}", "--out", str(tmp_path / "show")])
+        assert code == UsageError.exit_code
+        err = capsys.readouterr().err
+        assert err.startswith("error: --rounds: '")
+        assert f"; allowed is 1 to {most}\n" in err
     assert not (tmp_path / "show").exists()
 
 

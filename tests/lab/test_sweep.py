@@ -324,3 +324,20 @@ def test_execute_goes_by_the_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     assert execute({"spec": RunSpec().as_dict(), "costs": COSTS})["metrics"]["gib_min"] == 500.0
     with pytest.raises(UsageError, match="python -m lab calibrate"):
         execute({"spec": RunSpec().as_dict(), "costs": None})
+
+
+@pytest.mark.parametrize("name", ["run.json", "costs.json", "results.jsonl", "pareto.png", "series/new.csv", "alias"])
+def test_json_cannot_replace_what_the_sweep_keeps(place: Place, name: str) -> None:
+    place.sweep()
+    (place.out / "alias").symlink_to("results.jsonl")
+    before = {path: path.read_bytes() for path in place.out.rglob("*") if path.is_file()}
+    with pytest.raises(UsageError, match=r"^--json: .* belongs to what --out keeps in .*; name another path"):
+        place.sweep("--force", "--json", str(place.out / name))
+    assert {path: path.read_bytes() for path in place.out.rglob("*") if path.is_file()} == before
+    assert place.sweep("--force", "--json", str(place.out / "all.json")) == 0
+
+
+def test_json_cannot_replace_the_grid(place: Place) -> None:
+    with pytest.raises(UsageError, match=r"--json: .* is the file of --grid too"):
+        place.sweep("--force", "--json", str(place.folder / "sweep.toml"))
+    assert (place.folder / "sweep.toml").read_text() == GRID

@@ -56,3 +56,27 @@ def test_no_cost_may_be_negative_or_no_number(name: str) -> None:
     for value in (-0.5, float("nan"), float("inf"), True):
         with pytest.raises(UsageError, match=name):
             replace(COSTS, **{name: value})
+
+
+def test_a_device_holds_no_costs() -> None:
+    with pytest.raises(UsageError, match=r"^/dev/zero: is no regular file; name another file, or leave --costs away$"):
+        Costs.load("/dev/zero")
+
+
+def test_the_advice_for_a_bad_file_is_about_that_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "fpr-lab").mkdir()
+    for bad in (
+        "?",
+        "{}",
+        {"version": 1, "costs": {}},
+        {"version": VERSION, "costs": {**COSTS.as_dict(), "step_ns": 0}},
+    ):
+        default, named = written(tmp_path / "fpr-lab" / "costs.json", bad), written(tmp_path / "my costs.json", bad)
+        with pytest.raises(UsageError, match=r"run: python -m lab calibrate --force$"):
+            Costs.load(default)
+        with pytest.raises(UsageError) as caught:
+            Costs.load(named)
+        assert str(caught.value).endswith(
+            f"leave --costs away, or run: python -m lab calibrate --out '{named}' --force"
+        ), caught.value
