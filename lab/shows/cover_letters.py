@@ -170,7 +170,7 @@ def _figure(ratios: dict[str, dict[str, list[float]]], columns: Sequence[str]) -
         panel.axhline(1.0, color="#444444", linewidth=0.8)
         panel.set_xticks(np.arange(len(columns)), [column.replace(", ", "\n") for column in columns])
         panel.set_title(policy)
-        panel.set_ylim(0, 1.2)
+        panel.set_ylim(0, 1.4)
     axes[0].set_ylabel("throughput against reporting off")
-    axes[0].legend(loc="lower left", framealpha=0.95)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
     return figure
