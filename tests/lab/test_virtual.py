@@ -149,14 +149,17 @@ def test_off_reports_nothing() -> None:
 def test_throughput_falls_as_faults_cost_more() -> None:
     """Without reporting each fault is a first touch, so the job takes longer by exactly what they cost."""
     job = SPEC.but(workload="page-fault", policy="off", work_pages=20_000)
-    runs = [ran(job, replace(COSTS, fault_ns=cost)) for cost in (0.0, 500.0, 4000.0)]
+    runs = [ran(job, replace(COSTS, fault_ns=cost, first_fault_ns=cost)) for cost in (0.0, 500.0, 4000.0)]
     touches = metric(runs[0], "first_touches")
     assert touches > 0
     times = [metric(run, "job_s") for run in runs]
     assert times[1] - times[0] == pytest.approx(touches * 500e-9)
     assert times[2] - times[0] == pytest.approx(touches * 4000e-9)
     reported = [
-        metric(ran(job.but(policy="boundary", delay_ns=MS), replace(COSTS, fault_ns=cost)), "page_ops_per_s")
+        metric(
+            ran(job.but(policy="boundary", delay_ns=MS), replace(COSTS, fault_ns=cost, first_fault_ns=cost)),
+            "page_ops_per_s",
+        )
         for cost in (0.0, 8000.0)
     ]
     assert reported[1] < reported[0] / 2
