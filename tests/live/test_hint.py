@@ -54,7 +54,7 @@ def test_s3_a_host_that_dies_in_a_run_leaves_nothing_held(lab: Lab) -> None:
 
 
 def test_s3_a_stopped_host_has_the_blocks_for_a_deadline_and_no_longer(lab: Lab) -> None:
-    """Whatever the moment: in a report or before DONE. Inside the gate it may still discard, so there they wait (S5)."""
+    """Whatever the moment: in a report or before DONE. Inside the gate it may still discard, so they wait (S5)."""
     host = lab.host("--hint-every", "1ms")
     guest = lab.guest("g0", *HINT, "--workload", "none", "--capacity", "1", "--deadline", "50ms")
     for turn in range(4):
