@@ -139,6 +139,7 @@ def test_s4_s6_every_byte_is_accounted_for(tmp_path: Path) -> None:
     assert "\x1b" not in talk
 
 
+@pytest.mark.stress
 @pytest.mark.timeout(LIMIT_S)
 def test_policy_off_returns_nothing(tmp_path: Path) -> None:
     result, talk = run_small(tmp_path, "--policy", "off")
@@ -156,6 +157,7 @@ def test_s12_an_inhibited_host_discards_nothing(tmp_path: Path) -> None:
     assert result["host"]["freed_bytes"] == 0
 
 
+@pytest.mark.stress
 @pytest.mark.timeout(LIMIT_S)
 def test_model_backend_with_churn_and_small_orders(tmp_path: Path) -> None:
     result, talk = run_small(tmp_path, "--backend", "model", "--workload", "churn", "--min-order", "3", "--quiet")
@@ -234,7 +236,10 @@ def test_wrong_flags_are_one_line_and_exit_code_2(arguments: tuple[str, ...]) ->
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("policy", ["shared", "hint", "hold"])
+# Hint and hold differ from the others in the guest alone, which tests/live has.
+@pytest.mark.parametrize(
+    "policy", ["shared", pytest.param("hint", marks=pytest.mark.stress), pytest.param("hold", marks=pytest.mark.stress)]
+)
 def test_a_policy_with_a_host_or_a_pile_of_its_own(policy: str, tmp_path: Path) -> None:
     """Every byte is accounted for here too: claimed, hinted or held."""
     result, _ = run_small(tmp_path, "--policy", policy, "--quiet")

@@ -347,6 +347,7 @@ def test_another_machines_snapshot_is_refused(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.stress
 @pytest.mark.skipif(not JIT, reason="plain Python reads too slowly for a large trace")
 def test_memory_does_not_grow_with_the_trace(tmp_path: Path) -> None:
     """Sixteen times the text, some hundred MiB, and hardly more memory at the peak."""

@@ -214,7 +214,7 @@ def test_walk_locked_survives_a_host_that_is_killed_in_the_walk(lab: Lab) -> Non
     successor.stop()
 
 
-@pytest.mark.parametrize("where", ["inside", "before"])
+@pytest.mark.parametrize("where", [pytest.param("inside", marks=pytest.mark.stress), "before"])
 def test_s13_walk_locked_ends_beside_a_host_that_is_stopped_in_the_walk(lab: Lab, where: str) -> None:
     """S13, S5: the vCPUs sleep on a lock that is held for that host; a signal still ends the guest."""
     host = lab.host("--slow", "1s", "--slow-where", where)
