@@ -188,10 +188,10 @@ LAYOUT_VERSION = 5
 LINE_WORDS = 8  # a 64-byte cache line in int64 words
 
 N_FREE_LISTS = N_ORDERS * N_MIGRATETYPES
-PCP_LOW_ORDERS = 4  # orders 0..PAGE_ALLOC_COSTLY_ORDER have per-CPU lists
+PCP_LOW_ORDERS = min(4, PAGEBLOCK_ORDER)  # orders 0..PAGE_ALLOC_COSTLY_ORDER have per-CPU lists, below a pageblock
 N_PCP_LISTS = PCP_LOW_ORDERS * PCP_MIGRATETYPES + 2  # NR_PCP_LISTS: and two of pageblock order, movable and not
 # Nodes set aside for list heads, eight to a cache line, so that no two CPUs' heads share one.
-FREE_HEAD_NODES = -(-N_FREE_LISTS // 8) * 8
+FREE_HEAD_NODES = -(-(N_FREE_LISTS + 1) // 8) * 8  # and that of the held blocks
 PCP_HEAD_NODES = -(-N_PCP_LISTS // 8) * 8
 
 N_POLICY_WORDS = 16
@@ -207,7 +207,16 @@ ANSWERED = 2  # it is there
 REFUSED = 3  # it is not, and will not be
 
 _line = (LINE_WORDS,)
-HEADER_DTYPE = np.dtype(
+
+
+def _whole_lines(fields: list[Any]) -> np.dtype[Any]:
+    """The fields in this order, packed, with padding up to a cache line: what lies behind starts on one."""
+    words = np.dtype(fields).itemsize // 8
+    padding = -words % LINE_WORDS
+    return np.dtype([*fields, ("padding", "<i8", (padding,))] if padding else fields)
+
+
+HEADER_DTYPE = _whole_lines(
     [
         # Written once at creation.
         ("magic", "<i8"),
@@ -291,9 +300,7 @@ HEADER_DTYPE = np.dtype(
         ("asks_work", "<i8", _line),
         ("asks", "<i8", (N_ASKS, ASK_WORDS)),
         ("reinstalled_pages", "<i8"),  # of the installed pages those that had been given back
-        ("padding", "<i8", (5,)),  # the per-CPU slots behind start on a cache line
-    ],
-    align=False,
+    ]
 )
 
 CPU_DTYPE = np.dtype(

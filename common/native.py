@@ -28,6 +28,8 @@ from llvmlite import ir
 from numba import types as _types
 from numba.extending import intrinsic as _intrinsic
 
+from common.geometry import DEFAULT_PAGEBLOCK_ORDER, PAGEBLOCK_ORDER
+
 __all__ = [
     "JIT",
     "barrier",
@@ -72,7 +74,10 @@ _POLLIN = select.POLLIN
 def _cache_folder() -> Path:
     """Folder for compiled kernels, named after the hash of every source that takes part in them."""
     root = Path(__file__).resolve().parents[1]
-    digest = hashlib.sha256(f"{numba.__version__} {numba.config.BOUNDSCHECK} {root}".encode())
+    compiled_in = f"{numba.__version__} {numba.config.BOUNDSCHECK} {root}"
+    if PAGEBLOCK_ORDER != DEFAULT_PAGEBLOCK_ORDER:  # what the environment makes of a constant
+        compiled_in += f" {PAGEBLOCK_ORDER}"
+    digest = hashlib.sha256(compiled_in.encode())
     for folder in ("common", "guest", "lab", "benchmarks"):
         for source in sorted((root / folder).rglob("*.py")):
             text = source.read_bytes()
