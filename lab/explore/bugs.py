@@ -28,6 +28,7 @@ class Bug:
         text, wrong: what stands in the module once, and what stands there instead.
         breaks: identifiers of the contract, one of which is named when it is found.
         scenario: settings of ``scenario_of`` beside the policy: small, so that the search takes a second.
+        roots: where the search begins.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Bug:
     breaks: tuple[str, ...]
     policy: str = "boundary"
     scenario: dict[str, Any] = field(default_factory=dict)
+    roots: tuple[str, ...] = ("fresh", "full")
 
 
 def _steps(*names: str) -> dict[str, Any]:
@@ -66,7 +68,7 @@ BUGS = {
             "guest.reporting.boundary",
             "    if ctl_of(zone)[W_ROTATED + order] >> migratetype & 1:\n        return walk",
             "    if False:\n        return walk",
-            ("P1",),
+            ("D2", "P1"),
             scenario={"pages": 24, "capacity": 1, "min_order": 3, **_steps("rotate")},
         ),
         Bug(
@@ -104,7 +106,8 @@ BUGS = {
             "        ctl_of(zone)[word] = next_node(zone, pfn)",
             "        ctl_of(zone)[word] = pfn",
             ("D1",),
-            scenario=_steps("alloc_past"),
+            scenario={"allocs_past": ("3M",), **_steps("alloc_past")},
+            roots=("fresh",),
         ),
         Bug(
             "early-flag",
@@ -118,11 +121,16 @@ BUGS = {
         Bug(
             "early-put-back",
             "the reporter puts its batch back before the host has acknowledged it",
-            "lab.explore.steps",
-            "        return phase == BATCH and hand[X_ACK] != ACK_NONE\n    if kind == WITHDRAW",
-            "        return phase == BATCH\n    if kind == WITHDRAW",
+            "lab.explore.reporter",
+            "        hand[X_PHASE] = ENDING\n    return state",
+            "        hand[X_PHASE] = ENDING\n"
+            "    none = np.zeros(count, dtype=np.bool_)\n"
+            "    locked_put_back(address, scenario[K_POLICY], pfns, orders, count, False, none, holds, scratch)\n"
+            "    hand[X_PHASE], hand[X_MORE], hand[X_COUNT] = ENDING, 0, 0\n"
+            "    return state",
             ("S5",),
-            scenario=_steps("alloc_past"),
+            scenario={"capacity": 1, "steps": _CYCLE[:-1]},
+            roots=("fresh",),
         ),
         # A counter a bug: three that are forgotten.
         Bug(
@@ -141,7 +149,8 @@ BUGS = {
             _COUNTED + _TAKEN_AWAY,
             _TAKEN_AWAY,
             ("B1",),
-            scenario=_steps("alloc_past"),
+            scenario={"allocs_past": ("3M",), **_steps("alloc_past")},
+            roots=("fresh",),
         ),
         Bug(
             "isolated-uncounted",
@@ -179,7 +188,7 @@ BUGS = {
             "        if reported and active != INACTIVE and final_order == order:",
             "        if reported and active != INACTIVE:",
             ("S2", "B1"),
-            scenario=_steps("free_past"),
+            scenario={"pages": 8, **_steps("free_past")},
         ),
         Bug(
             "mark-missed",
@@ -197,7 +206,7 @@ BUGS = {
             "        if zeroed[index]:\n            state",
             "        if True:\n            state",
             ("Z1",),
-            scenario={"allocs_past": ("3M",), **_steps("withdraw", "alloc_past", "free_past")},
+            scenario={"pages": 8, **_steps("withdraw", "free_past")},
         ),
         Bug(
             "gate-ignored",

@@ -10,13 +10,28 @@ import numpy as np
 
 from common.errors import InvariantViolation
 from common.native import JIT
-from guest.allocator.validate import MAX_BREACHES
-from lab.explore.contract import MESSAGES
+from guest.allocator.validate import MAX_BREACHES, note
+from lab.explore.contract import MESSAGES, SPINNING
 from lab.explore.scenario import Scenario, World
 from lab.explore.search import expand, hash_of, insert, refill, step_and_check
-from lab.explore.state import pack
+from lab.explore.state import pack, unpack
 from lab.explore.steps import may_step, next_step
-from lab.explore.words import ALLOC_PAST, ANSWER, BEGIN, COMMAND, END, FREE_PAST, PULL, PUT_BACK, WALK, X_HOST
+from lab.explore.words import (
+    ALLOC_PAST,
+    ANSWER,
+    BEGIN,
+    COMMAND,
+    END,
+    FREE_PAST,
+    K_ALLOCS,
+    K_ALLOCS_PAST,
+    K_KINDS,
+    PULL,
+    PUT_BACK,
+    WALK,
+    X_HOST,
+    X_MORE,
+)
 
 __all__ = ["ROOTS", "Exploration", "Violation", "apply", "breaches_of", "explore", "root_steps", "walk_steps"]
 
@@ -81,9 +96,12 @@ def root_steps(world: World, root: str) -> list[int]:
         block = 1 << world.scenario.min_order
         taken = [pfn for pfn in range(0, world.zone.n_pages, 2 * block) if world.ram[pfn]]
         run = [(FREE_PAST << 12) | (pfn << 6) for pfn in taken]
-        while not world.found[0] and len(steps) < 8 * world.zone.n_pages:
+        while not world.found[0]:
             step = run.pop(0) if run else _next_of_run(world)
             if step < 0:
+                break
+            if len(steps) > 8 * world.zone.n_pages:
+                note(world.found, SPINNING, len(steps), 0)
                 break
             apply(world, step)
             steps.append(step)
@@ -124,18 +142,30 @@ def apply(world: World, step: int) -> None:
 
 
 def walk_steps(world: World, steps: tuple[int, ...]) -> None:
-    """Take ``steps`` one after the other, each of which must be possible.
+    """Take ``steps`` one after the other, each of which must be possible, whatever the scenario leaves out.
 
     Raises:
         InvariantViolation: after one of them something did not hold. ValueError: one is not possible.
     """
+    any_step = world.words.copy()
+    any_step[[K_KINDS, K_ALLOCS, K_ALLOCS_PAST]] = -1
     for index, step in enumerate(steps):
-        possible = next_step(world.view, world.words, world.hand, world.ram, step - 1) == step
-        if not possible:
+        if next_step(world.view, any_step, world.hand, world.ram, np.int64(step - 1)) != step:
             raise ValueError(f"step {index} of the trace is not possible there")
+        before = _retake(world)
         apply(world, step)
+        if not world.found[0] and step >> 12 == PULL and world.hand[X_MORE] and (before == _retake(world)).all():
+            note(world.found, SPINNING, 0, 0)
         if world.found[0]:
             raise InvariantViolation(f"step {index}: " + "; ".join(breaches_of(world.found)))
+
+
+def _retake(world: World) -> np.ndarray:
+    """Put the state down and take it up again, as the search does between any two steps; its bytes."""
+    packing, state = world.packing, np.zeros(world.packing.state_bytes, dtype=np.uint8)
+    pack(world.view, world.words, packing.words, packing.nodes, world.hand, world.ram, state)
+    unpack(world.view, world.words, packing.words, packing.nodes, state, world.hand, world.ram)
+    return state
 
 
 class _Search:
@@ -167,7 +197,7 @@ class _Search:
             state = np.zeros(world.packing.state_bytes, dtype=np.uint8)
             packing = world.packing
             pack(world.view, world.words, packing.words, packing.nodes, world.hand, world.ram, state)
-            if not world.found[0] and insert(self.table, hash_of(state)):
+            if not world.found[0] and insert(self.table, np.uint64(hash_of(state))):
                 packed.append(state)
                 self.roots.append(steps)
         count = len(packed)

@@ -32,12 +32,13 @@ def keep_views() -> None:
 
 
 def _kept(accessor: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    arrays: dict[int, Any] = {}
+    arrays: dict[Any, Any] = {}
 
     def kept(zone: Any) -> Any:
-        found = arrays.get(zone[0])
+        place = zone[:5]  # of each part, and the number of pages: another zone may come to lie where one was
+        found = arrays.get(place)
         if found is None:
-            found = arrays[zone[0]] = accessor(zone)
+            found = arrays[place] = accessor(zone)
         return found
 
     return kept
