@@ -209,6 +209,17 @@ BUGS = {
             scenario={"pages": 8, **_steps("withdraw", "free_past")},
         ),
         Bug(
+            "post-outlives-its-device",
+            "P2: a new device is woken for a request that nobody took",
+            "guest.allocator.entry",
+            "        unqueue_work(zone)  # a post",
+            "        # a post",
+            ("P2",),
+            "hint",
+            {"steps": ("command", "stop", "register")},
+            ("fresh",),
+        ),
+        Bug(
             "gate-ignored",
             "M4: a pass begins below the low watermark",
             "guest.reporting.rotate",
