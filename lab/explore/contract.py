@@ -27,6 +27,7 @@ from common.layout import (
     MT_SHIFT,
     N_FREE_LISTS,
     NEVER_TOUCHED,
+    ON_PCP,
     ORDER_MASK,
     REPORTED,
     RETURNED,
@@ -84,6 +85,7 @@ from lab.explore.words import (
     X_ASKS,
     X_BLOCKS,
     X_COUNT,
+    X_DRAIN,
     X_PHASE,
     X_WORK,
 )
@@ -138,12 +140,13 @@ MESSAGES = BREACHES | {
     80: "S2: block {0}, order {1}, was Reported already when it was pulled",
     81: "S1: block {0}, order {1}, is Reported under a policy that flags none",
     82: "M3: a pull changed the cyclic order of the list of order {0}, at block {1}",
+    84: "S9: block {0}, order {1}, of an isolated pageblock is on a per-CPU list that was drained since",
     83: "D3: the boundary left block {0} of order {1}, which is still on its list",
 }
 
 
 @kernel
-def check_pages(zone, scenario, ram, found):  # type: ignore[no-untyped-def]
+def check_pages(zone, scenario, hand, ram, found):  # type: ignore[no-untyped-def]
     """Owners, contents, flags and the resident map agree (S1, S4, S6, Z1). The records are a tiling."""
     pages = pages_of(zone)
     residence = residence_of(zone)
@@ -156,6 +159,8 @@ def check_pages(zone, scenario, ram, found):  # type: ignore[no-untyped-def]
         kind = state & KIND_MASK
         if state & CLAIMED:
             note(found, 61, pfn, state)
+        if kind == ON_PCP and hand[X_DRAIN] == 0 and pageblock_type(zone, pfn) == ISOLATE:
+            note(found, 84, pfn, order)
         if state & REPORTED and not flags:
             note(found, 81, pfn, order)
         empty = kind == HELD or (state & REPORTED) != 0
@@ -220,7 +225,7 @@ def check_run(zone, scenario, hand, found):  # type: ignore[no-untyped-def]
 @kernel
 def check_state(zone, scenario, hand, ram, found):  # type: ignore[no-untyped-def]
     """All of it. ``found`` holds no breach of the records, or they cannot be walked."""
-    check_pages(zone, scenario, ram, found)
+    check_pages(zone, scenario, hand, ram, found)
     check_flight(zone, scenario, hand, found)
     check_run(zone, scenario, hand, found)
 

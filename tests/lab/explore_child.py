@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from common.errors import InvariantViolation
-from common.geometry import Migratetype
-from common.layout import HEADER_WORDS
+from common.geometry import PAGEBLOCK_ORDER, Migratetype
+from common.layout import HEADER_WORDS, KIND_MASK, ON_PCP
 from common.mutex import wait_semaphore
-from guest.allocator import entry, locked
+from guest.allocator import entry, locked, percpu
 from guest.memory import use_pages
 from guest.reporting.cycle import Answer, Batch, Cycle, Outcome
 from lab.explore.bugs import plant
@@ -73,6 +73,26 @@ def planted() -> Any:
             found[one["bug"]] = stream.read()
         os.waitpid(child, 0)
     return found
+
+
+def between() -> Any:
+    """A pageblock is isolated at the moment between a free's first look at it and its slot lock: is the page kept?
+
+    True if the page is on a per-CPU list afterwards, from where it would be handed out.
+    """
+    world = World.create(scenario_of("boundary"))
+    pfn, lock = world.zone.alloc(1, cpu=0), percpu.lock_slot
+    assert pfn is not None
+
+    def isolate_first(view: Any, cpu: int) -> None:
+        percpu.lock_slot = lock
+        world.zone.isolate(pfn >> PAGEBLOCK_ORDER)
+        lock(view, cpu)
+
+    percpu.lock_slot = isolate_first
+    world.zone.free(pfn, 1, cpu=0)
+    world.zone.validate()
+    return bool(int(world.zone.page_states()[pfn]) & KIND_MASK == ON_PCP)
 
 
 def _replay(one: dict[str, Any]) -> str:
@@ -209,5 +229,7 @@ def mirrored(steps: int) -> Any:
 
 if __name__ == "__main__":
     keep_views()
-    what: Any = {"bounded": bounded, "sound": sound, "planted": planted, "mirrored": mirrored}[sys.argv[1]]
+    what: Any = {"bounded": bounded, "sound": sound, "planted": planted, "mirrored": mirrored, "between": between}[
+        sys.argv[1]
+    ]
     json.dump(what(*map(int, sys.argv[2:])), sys.stdout)

@@ -80,6 +80,11 @@ def test_the_reporter_of_the_explorer_is_the_cycle() -> None:
     assert all(taken[name] for name in ("begin", "pull", "answer", "keep", "put_back", "withdraw", "end", "walk"))
 
 
+def test_s9_a_free_that_meets_an_isolation_leaves_no_page_on_a_per_cpu_list() -> None:
+    """The moment between a free's first look and its slot lock: inside a step, so the search does not go there."""
+    assert child("between") is False
+
+
 # ---------------------------------------------------------------- it can fail
 
 
