@@ -15,6 +15,8 @@ from common.layout import (
     ACTIVE_RELEASE,
     ALLOCATED,
     ASK_FREE,
+    C_IN_HAND,
+    C_TOUCHING,
     CLAIMED,
     FREE,
     HEAD_MASK,
@@ -41,15 +43,18 @@ from common.layout import (
     W_HIGH_WATERMARK,
     W_IN_FLIGHT_BLOCKS,
     W_IN_FLIGHT_PAGES,
+    W_IN_HAND,
     W_LOW_WATERMARK,
     W_MIN_ORDER,
     W_MIN_WATERMARK,
+    W_N_CPUS,
     W_NR_FREE,
     W_POLICY_WORDS,
     W_REPORTED,
     W_REPORTING_ENABLED,
     W_REQUESTED,
     W_REQUESTS,
+    W_SETTLING,
     W_TRIGGER,
     ZEROED,
 )
@@ -57,6 +62,7 @@ from common.native import kernel
 from guest.allocator.asks import ask_word
 from guest.allocator.buddy import pageblock_type
 from guest.allocator.lists import free_list_head, next_node
+from guest.allocator.percpu import cpu_slot
 from guest.allocator.validate import BREACHES, note
 from guest.allocator.view import ctl_of, pages_of, residence_of
 from guest.reporting.blocks import SHORT
@@ -140,6 +146,7 @@ MESSAGES = BREACHES | {
     80: "S2: block {0}, order {1}, was Reported already when it was pulled",
     81: "S1: block {0}, order {1}, is Reported under a policy that flags none",
     82: "M3: a pull changed the cyclic order of the list of order {0}, at block {1}",
+    85: "S4: a journal names a block between two steps (header {0}, a slot {1})",
     84: "S9: block {0}, order {1}, of an isolated pageblock is on a per-CPU list that was drained since",
     83: "D3: the boundary left block {0} of order {1}, which is still on its list",
 }
@@ -223,11 +230,22 @@ def check_run(zone, scenario, hand, found):  # type: ignore[no-untyped-def]
 
 
 @kernel
+def check_journals(zone, found):  # type: ignore[no-untyped-def]
+    """Between two steps nobody has a block that only a journal names."""
+    ctl = ctl_of(zone)
+    for cpu in range(ctl[W_N_CPUS]):
+        slot = cpu_slot(cpu)
+        if ctl[W_IN_HAND] != 0 or ctl[W_SETTLING] != 0 or ctl[slot + C_IN_HAND] != 0 or ctl[slot + C_TOUCHING] != 0:
+            note(found, 85, ctl[W_IN_HAND], ctl[slot + C_IN_HAND])
+
+
+@kernel
 def check_state(zone, scenario, hand, ram, found):  # type: ignore[no-untyped-def]
     """All of it. ``found`` holds no breach of the records, or they cannot be walked."""
     check_pages(zone, scenario, hand, ram, found)
     check_flight(zone, scenario, hand, found)
     check_run(zone, scenario, hand, found)
+    check_journals(zone, found)
 
 
 @kernel

@@ -1,8 +1,9 @@
 """A state as bytes: what of the segment means something, what the actors have in hand, what each page holds.
 
-Left out are cumulative statistics, locks, sequence numbers, and what nobody may read: links of pages that are on no
-list, boundaries while no run keeps any, a policy's words between runs. Those are *zero* when a state is taken up again,
-so a kernel that reads them all the same goes wrong, and breaks a list.
+Left out are cumulative statistics, locks, sequence numbers, and what no step may read: links of pages that are on no
+list (those of an allocated block say whose it is, for repair alone), boundaries while no run keeps any, a policy's
+words between runs. Those are *zero* when a state is taken up again, so a kernel that reads them all the same goes
+wrong, and breaks a list.
 
 Every number fits a byte in zones as small as these; ``pack`` says so if one does not.
 """
@@ -95,6 +96,7 @@ _SLOT_OTHERS = _names(
     lock owner_pid random_state random_word random_bits allocations frees refills drains refaults first_touches
     allocated_bytes freed_bytes violations zeroing_skipped_pages in_hand touching touched_first touched_again
     spare
+    of_guest
     """
 )
 
