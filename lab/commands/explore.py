@@ -53,8 +53,8 @@ _FLAGS: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("--depth", {"type": _read(int, 1, 1000, "1 to 1000"), "metavar": "N"}, "most steps from a root (default: no end)"),
     (
         "--memory",
-        {"type": _read(parse_size, 1 << 20, 1 << 40, "1MiB to 1TiB"), "default": 4 << 30, "metavar": "SIZE"},
-        "for states (default: 4GiB)",
+        {"type": _read(parse_size, 1 << 20, 1 << 40, "1MiB to 1TiB"), "default": 2 << 30, "metavar": "SIZE"},
+        "for states that wait, and the table of those seen (default: 2GiB)",
     ),
     ("--bug", {"default": "", "metavar": "NAME"}, "plant a bug first, or each in turn (all), and find it"),
     ("--plain", {"action": "store_true"}, "kernels as plain Python: nothing to compile, some hundred times slower"),

@@ -46,9 +46,6 @@ def _steps(*names: str) -> dict[str, Any]:
     return {"steps": (*_CYCLE, *names)}
 
 
-_TAKEN_AWAY = "    unlink(zone, pfn)\n    pages_of(zone)[pfn] = INTERIOR"
-_COUNTED = "        ctl_of(zone)[W_REPORTED + order] -= 1\n"
-
 BUGS = {
     bug.name: bug
     for bug in (
@@ -137,8 +134,8 @@ BUGS = {
             "in-flight-uncounted",
             "blocks that leave flight are not counted down",
             "guest.reporting.blocks",
-            "    pages_of(zone)[pfn] = INTERIOR\n    ctl_of(zone)[W_IN_FLIGHT_BLOCKS] -= 1\n",
-            "    pages_of(zone)[pfn] = INTERIOR\n",
+            "(PUT_BACK_INTERIOR)\n    ctl_of(zone)[W_IN_FLIGHT_BLOCKS] -= 1\n",
+            "(PUT_BACK_INTERIOR)\n",
             ("S4",),
             scenario=_steps(),
         ),
@@ -146,8 +143,8 @@ BUGS = {
             "reported-uncounted",
             "a Reported block that is taken away is not counted down",
             "guest.allocator.lists",
-            _COUNTED + _TAKEN_AWAY,
-            _TAKEN_AWAY,
+            "        ctl_of(zone)[W_REPORTED + order] -= 1\n    unlink(zone, pfn)\n",
+            "    unlink(zone, pfn)\n",
             ("B1",),
             scenario={"allocs_past": ("3M",), **_steps("alloc_past")},
             roots=("fresh",),

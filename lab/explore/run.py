@@ -110,20 +110,27 @@ def explore_bugs(name: str, *, depth: int | None = None, quiet: bool = True) -> 
 def _in_child(name: str, depth: int | None) -> dict[str, Any]:
     """A fork has everything imported already, and takes its bug with it as it ends."""
     read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        code = 1
+    if os.fork() == 0:
         try:
-            with os.fdopen(write, "w") as stream:
-                json.dump(explore_bugs(name, depth=depth)["explorations"][0], stream)
-            code = 0
+            _answer(write, name, depth)
         finally:
-            os._exit(code)
+            os._exit(0)
     os.close(write)
     with os.fdopen(read) as stream:
         text = stream.read()
-    os.waitpid(child, 0)
-    if not text:
-        raise UsageError(f"bug {name}: the process that was to find it failed")
-    found: dict[str, Any] = json.loads(text)
-    return found
+    os.wait()
+    answer: dict[str, Any] = json.loads(text or "{}")
+    if "bug" not in answer:
+        raise UsageError(answer.get("error", f"bug {name}: the process that was to find it failed"))
+    return answer
+
+
+def _answer(descriptor: int, name: str, depth: int | None) -> None:
+    """What the child says: its exploration, or why there is none."""
+    answer: dict[str, Any]
+    try:
+        answer = explore_bugs(name, depth=depth)["explorations"][0]
+    except UsageError as error:
+        answer = {"error": str(error)}
+    with os.fdopen(descriptor, "w") as stream:
+        json.dump(answer, stream)
