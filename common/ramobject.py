@@ -25,8 +25,9 @@ from typing import Self
 from common.errors import MachineError, NameInUseError, PeerError
 from common.geometry import PAGE_BYTES
 from common.names import SHM_DIR, ram_object
+from common.refusals import refusal, shm_refusal
 
-__all__ = ["GATE_BYTES", "RamObject", "remove_if_dead"]
+__all__ = ["GATE_BYTES", "RamObject", "is_owned", "owned_names", "remove_if_dead"]
 
 GATE_BYTES = PAGE_BYTES
 _WORD = struct.Struct("<Q")
@@ -65,9 +66,7 @@ class RamObject:
         except OSError as error:
             os.close(descriptor)
             os.unlink(path)
-            if error.errno in {errno.ENOSPC, errno.EFBIG, errno.ENOMEM}:
-                raise _no_space(ram_bytes, _free_bytes()) from error
-            raise MachineError(f"cannot create {path}: {error.strerror}") from error
+            raise shm_refusal(f"cannot create {path} of {ram_bytes + GATE_BYTES} bytes", error) from error
         _owned_here.add(_identity(descriptor))
         return cls(name, descriptor, ram_bytes)
 
@@ -128,7 +127,7 @@ class RamObject:
             try:
                 self._map = mmap.mmap(self._descriptor, self.ram_bytes)
             except OSError as error:
-                raise MachineError(f"cannot map {self.ram_bytes} bytes: {error.strerror}; see ulimit -v") from error
+                raise refusal(f"cannot map {self.ram_bytes} bytes", error) from error
         return self._map
 
     def try_gate(self) -> bool:
@@ -210,6 +209,32 @@ def remove_if_dead(path: str) -> bool:
         os.close(descriptor)
 
 
+def is_owned(path: str) -> bool:
+    """Whether a live process, of whatever pid namespace, owns the RAM object at ``path``.
+
+    Raises:
+        OSError: it is not there, or not ours to open.
+    """
+    if _is_ours(path):
+        return True
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        return _lock_of(descriptor)[0] != fcntl.F_UNLCK
+    finally:
+        os.close(descriptor)
+
+
+def owned_names() -> list[tuple[str, str]]:
+    """Lab and guest of each RAM object that this process owns and whose name is still there. Raises nothing."""
+    found = []
+    with contextlib.suppress(OSError):
+        for entry in os.listdir(SHM_DIR):
+            prefix, *name = entry.split(".")
+            if (prefix, *name[2:]) == ("fpr", "ram") and _is_ours(f"{SHM_DIR}/{entry}"):
+                found.append((name[0], name[1]))
+    return found
+
+
 # Objects that this process owns, by device and inode: the kernel's record locks do not hold against their own process.
 _owned_here: set[tuple[int, int]] = set()
 # struct flock of bits/fcntl.h on 64-bit Linux: type, whence, start, len, pid.
@@ -234,8 +259,14 @@ def _create_owned(path: str) -> int:
             who = f"process {holder}" if holder else "a live process"
             raise NameInUseError(f"{path} belongs to {who}; choose another --name") from None
         except OSError as error:
-            raise MachineError(f"cannot create {path}: {error.strerror}; is {SHM_DIR} mounted and writable?") from error
-        if _lock(descriptor) and os.path.exists(path) and os.path.samestat(os.fstat(descriptor), os.lstat(path)):
+            raise shm_refusal(f"cannot create {path}", error) from error
+        try:
+            ours = _lock(descriptor)
+        except OSError as error:
+            os.close(descriptor)
+            os.unlink(path)
+            raise shm_refusal(f"cannot lock {path}", error) from error
+        if ours and os.path.exists(path) and os.path.samestat(os.fstat(descriptor), os.lstat(path)):
             return descriptor
         os.close(descriptor)  # between our open and our lock somebody took it for a dead one's: try again
 
@@ -252,10 +283,16 @@ def _lock(descriptor: int) -> bool:
 
 
 def _lock_holder(descriptor: int) -> int:
-    """Pid of the process that has the owner's lock; 0 if none has, or this one."""
+    """Pid of the process that has the owner's lock; 0 if none has, or this one, or one of another pid namespace."""
+    kind, pid = _lock_of(descriptor)
+    return 0 if kind == fcntl.F_UNLCK else pid
+
+
+def _lock_of(descriptor: int) -> tuple[int, int]:
+    """Kind of the owner's lock (F_UNLCK: nobody else has it) and the pid of who has it."""
     request = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
     kind, _whence, _start, _length, pid = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_GETLK, request))
-    return 0 if kind == fcntl.F_UNLCK else int(pid)
+    return int(kind), int(pid)
 
 
 def _holder_at(path: str) -> int:

@@ -15,6 +15,7 @@ import numpy as np
 from common import messages, names
 from common.errors import InvariantViolation, LabError
 from common.geometry import PAGE_BYTES
+from common.promises import check_promises
 from common.queues import unlink_queue
 from common.ramobject import RamObject
 from common.segment import unlink_object
@@ -157,6 +158,8 @@ class Machine:
         # The RAM object first: who has made it owns the guest's name until the process ends.
         self.ram = RamObject.create(self.lab, self.name, ram_bytes=ram_bytes)
         self._close.callback(self._close_ram)
+        if shared and not settings.overcommit:
+            check_promises(self.ram)
         remove_leftovers(self.lab, self.name)
         self.zone = Zone.create(self.lab, self.name, settings=self._zone_settings(ram_bytes))
         self._close.callback(self.zone.unlink)

@@ -46,7 +46,7 @@ class Identities:
                 unlink_shared_memory(name(self.lab, self.guest))
         for name, identity in ((report_queue, self.report), (ack_queue, self.ack)):
             if identity is not None and queue_identity(name(self.lab, self.guest)) == identity:
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(LabError, OSError):
                     unlink_queue(name(self.lab, self.guest))
 
 

@@ -14,11 +14,12 @@ import time
 from types import TracebackType
 from typing import Self
 
-from common.errors import LabError, MachineError, NameInUseError
+from common.errors import LabError, NameInUseError
 from common.messages import Announce, encode
 from common.names import SHM_DIR, ack_queue, control_queue, guests_in_shm, ram_object, report_queue, zone_object
 from common.queues import Queue, create_control_queue, unlink_queue
 from common.ramobject import remove_if_dead
+from common.refusals import shm_refusal
 from host.objects import unlink_shared_memory
 
 __all__ = ["LabName", "announce", "lock_object"]
@@ -81,7 +82,7 @@ def _take_lock(lab: str) -> int:
         try:
             descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
-            raise MachineError(f"cannot open {path}: {error.strerror}; is {SHM_DIR} mounted and writable?") from error
+            raise shm_refusal(f"cannot open {path}", error) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -90,10 +91,20 @@ def _take_lock(lab: str) -> int:
             raise NameInUseError(f"name: {lab!r} has a host already (pid {holder}); choose another --name") from None
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+                _sign(descriptor, lab)
                 return descriptor
         os.close(descriptor)  # its last holder removed the name between our open and our lock
+
+
+def _sign(descriptor: int, lab: str) -> None:
+    """Write our pid into the lock object, for people. A full disk costs a host its name, and leaves none behind."""
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    except OSError as error:
+        unlink_shared_memory(lock_object(lab))
+        os.close(descriptor)
+        raise shm_refusal(f"cannot write {SHM_DIR}{lock_object(lab)}", error) from error
 
 
 def announce(lab: str) -> int:
@@ -130,6 +141,6 @@ def _remove_dead_guest(lab: str, guest: str) -> bool:
         return False
     unlink_shared_memory(zone_object(lab, guest))
     for queue in (report_queue(lab, guest), ack_queue(lab, guest)):
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(LabError, OSError):
             unlink_queue(queue)
     return True
