@@ -27,7 +27,7 @@ def part_name(target: str) -> str:
 
 
 class Part:
-    """What will be the file ``target`` (links followed): write to ``stream``, then ``finish``. Unfinished, it is nothing.
+    """What will be the file ``target``, links followed: write to ``stream``, then ``finish``; unfinished it is nothing.
 
     Raises:
         OSError: space, quota, permissions; from every method, and nothing is left then.

@@ -19,6 +19,7 @@ import mmap
 import os
 import stat
 import struct
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -44,10 +45,11 @@ class RamObject:
         self._map: mmap.mmap | None = None
 
     @classmethod
-    def create(cls, lab: str, guest: str, *, ram_bytes: int) -> Self:
+    def create(cls, lab: str, guest: str, *, ram_bytes: int, overcommit: bool = False) -> Self:
         """A new object, mode 0600, memory not populated, nothing withdrawn. For the guest.
 
         From now on this process owns the guest's name: what a dead guest of that name left behind is replaced.
+        ``overcommit``: it may be larger than what is free now, though not than all there is.
 
         Raises:
             NameInUseError: a live process owns the name.
@@ -55,7 +57,7 @@ class RamObject:
         """
         name = ram_object(lab, guest)
         path = SHM_DIR + name
-        free_bytes = _free_bytes()
+        free_bytes = _free_bytes(all_there_is=overcommit)
         if ram_bytes + GATE_BYTES > free_bytes:
             raise _no_space(ram_bytes, free_bytes)
         descriptor = _create_owned(path)
@@ -183,11 +185,11 @@ class RamObject:
         self.close()
 
 
-def remove_if_dead(path: str) -> bool:
+def remove_if_dead(path: str, before: Callable[[], object] = bool) -> bool:
     """Remove the RAM object at ``path`` (under ``SHM_DIR``) if its owner is gone; True if it is gone now.
 
     The owner's lock is taken for it, so of two that find the same dead object only one removes it, and none removes
-    what a successor has made meanwhile.
+    what a successor has made meanwhile. ``before`` is called with the lock held, to remove what else had that name.
 
     Raises:
         OSError: it is not ours to open or to remove.
@@ -203,6 +205,7 @@ def remove_if_dead(path: str) -> bool:
             return False
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), os.lstat(path)):
+                before()
                 os.unlink(path)
         return True
     finally:
@@ -319,8 +322,8 @@ def _identity(descriptor: int) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _free_bytes() -> int:
-    """What shared memory can still take.
+def _free_bytes(*, all_there_is: bool) -> int:
+    """What shared memory can still take, or could if nobody used any.
 
     Raises:
         MachineError: there is no shared memory.
@@ -329,7 +332,7 @@ def _free_bytes() -> int:
         space = os.statvfs(SHM_DIR)
     except OSError as error:
         raise MachineError(f"no shared memory: {SHM_DIR}: {error.strerror}; mount a tmpfs there") from error
-    return space.f_bavail * space.f_frsize
+    return (space.f_blocks if all_there_is else space.f_bavail) * space.f_frsize
 
 
 def _no_space(ram_bytes: int, free_bytes: int) -> MachineError:

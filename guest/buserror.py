@@ -5,7 +5,7 @@ The handler is Python, called through ctypes in the thread that touched the page
 the C library and no GIL, or in a copy of NumPy's, which holds the GIL that the handler then has already. So the handler
 cannot meet a lock of its own thread; it waits for the GIL as any callback does, and whoever has it gives it up, since
 nobody waits for a zone lock with the GIL in hand. It never returns: it writes one line, removes the names of the guests
-that this process owns, and ends the process. A zone lock that the thread held is repaired by whoever is attached.
+that this process owns (those that are kept left out), and ends the process. A zone lock that the thread held is repaired by whoever is attached.
 
 Rejected: ``faulthandler`` and ``signal.signal`` (the first says nothing that helps, the second returns to the very
 store that failed, for ever); a watching parent (a guest would then be two processes, and neither a kill nor a stop
@@ -28,7 +28,7 @@ from typing import Any
 from common.errors import LabError, MachineError
 from common.names import SHM_DIR, ack_queue, report_queue, zone_object
 from common.queues import unlink_queue
-from common.ramobject import owned_names
+from common.ramobject import GATE_BYTES, owned_names
 from common.units import format_size
 
 __all__ = ["catch_bus_errors"]
@@ -81,6 +81,8 @@ def _handle(number: int, info: int, _context: Any) -> None:
     with contextlib.suppress(OSError):
         os.write(2, f"error: {' '.join(_words(names).split())}\n".encode())
     for lab, guest in names:
+        if _is_kept(f"{SHM_DIR}/fpr.{lab}.{guest}.ram"):
+            continue
         for queue in (report_queue(lab, guest), ack_queue(lab, guest)):
             with contextlib.suppress(LabError, OSError):
                 unlink_queue(queue)
@@ -91,6 +93,16 @@ def _handle(number: int, info: int, _context: Any) -> None:
 
 
 _end = _Handler(_handle)
+
+
+def _is_kept(path: str) -> bool:
+    """Whether the second word behind the memory says that the guest's names outlive its process. Raises nothing."""
+    try:
+        with open(path, "rb", buffering=0) as stream:
+            stream.seek(-GATE_BYTES, os.SEEK_END)
+            return stream.read(16)[8:] == b"\1".ljust(8, b"\0")
+    except OSError:
+        return False
 
 
 def _words(names: list[tuple[str, str]]) -> str:

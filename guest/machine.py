@@ -156,7 +156,7 @@ class Machine:
         shared = settings.backend == "shared"
         ram_bytes = settings.memory if shared else 0
         # The RAM object first: who has made it owns the guest's name until the process ends.
-        self.ram = RamObject.create(self.lab, self.name, ram_bytes=ram_bytes)
+        self.ram = RamObject.create(self.lab, self.name, ram_bytes=ram_bytes, overcommit=settings.overcommit)
         self._close.callback(self._close_ram)
         if shared and not settings.overcommit:
             check_promises(self.ram)

@@ -22,7 +22,7 @@ from common.ramobject import remove_if_dead
 from common.refusals import shm_refusal
 from host.objects import unlink_shared_memory
 
-__all__ = ["LabName", "announce", "lock_object"]
+__all__ = ["LabName", "announce", "lock_object", "remove_dead_host"]
 
 # A guest makes its RAM object, locks it, and only then gives it a size. One without a size this old is dead too.
 _ORPHAN_AGE_S = 2.0
@@ -105,6 +105,28 @@ def _sign(descriptor: int, lab: str) -> None:
         unlink_shared_memory(lock_object(lab))
         os.close(descriptor)
         raise shm_refusal(f"cannot write {SHM_DIR}{lock_object(lab)}", error) from error
+
+
+def remove_dead_host(lab: str) -> bool:
+    """Remove the names of a host that is gone, as the next host of that name would; False if it lives.
+
+    Raises:
+        OSError: they are not ours, or there is no room for the lock.
+        LabError: the control queue belongs to another user.
+    """
+    path = SHM_DIR + lock_object(lab)
+    descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(descriptor), os.stat(path)):
+            return False  # its last holder removed the name between our open and our lock
+        unlink_queue(control_queue(lab))
+        unlink_shared_memory(lock_object(lab))
+    except (BlockingIOError, FileNotFoundError):
+        return False
+    finally:
+        os.close(descriptor)
+    return True
 
 
 def announce(lab: str) -> int:

@@ -20,15 +20,11 @@ from host.accounting import Counters
 from host.objects import unlink_shared_memory
 from host.proof import best_proof
 from lab.shared_host.attached import AttachedGuest, NotYetError, OpenGuest
+from lab.shared_host.names import lock_object
 
 __all__ = ["SharedHost", "lock_object"]
 
 _LOOK_MS = 250
-
-
-def lock_object(lab: str) -> str:
-    """Shared memory: held by the live host of this kind. It cannot be a guest's: those have one part more."""
-    return f"/fpr.{lab}.shared-host"
 
 
 class SharedHost:
