@@ -5,7 +5,8 @@ The handler is Python, called through ctypes in the thread that touched the page
 the C library and no GIL, or in a copy of NumPy's, which holds the GIL that the handler then has already. So the handler
 cannot meet a lock of its own thread; it waits for the GIL as any callback does, and whoever has it gives it up, since
 nobody waits for a zone lock with the GIL in hand. It never returns: it writes one line, removes the names of the guests
-that this process owns (those that are kept left out), and ends the process. A zone lock that the thread held is repaired by whoever is attached.
+that this process owns (those that are kept left out), and ends the process. A zone lock that the thread held is
+repaired by whoever is attached.
 
 Rejected: ``faulthandler`` and ``signal.signal`` (the first says nothing that helps, the second returns to the very
 store that failed, for ever); a watching parent (a guest would then be two processes, and neither a kill nor a stop
