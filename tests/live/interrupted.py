@@ -1,7 +1,8 @@
 """Interrupt a program at many moments: ``python -m tests.live.interrupted PROGRAM LAB MOMENTS SIGNAL``.
 
 Everything is imported and compiled once; then a fork runs the program's command, with the signal sent at its k-th call
-of a function since it took charge of signals. One line a fork: the moment, the exit code, and what it wrote to standard error.
+of a function since it took charge of signals. One line a fork: the moment, the exit code, and what it wrote to standard
+error and left of names. Moment 0: it is not interrupted.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 from common import interrupts
 from common.interrupts import run_program
+from tests.support import leftovers, remove_leftovers
 
 __all__ = ["main"]
 
@@ -52,7 +54,7 @@ def _life(program: Callable[[], int], moment: int, number: int) -> tuple[int, st
             def count(_frame: Any, _event: str, _argument: Any) -> None:
                 nonlocal calls
                 calls += interrupts._Phase.installed  # what is before that is the interpreter's
-                if calls == moment:
+                if calls == moment > 0:
                     os.kill(os.getpid(), number)
 
             code = 99
@@ -82,7 +84,9 @@ def main() -> None:
     for index in range(moments):
         moment = 1 + index * calls // moments
         code, said, _calls = _life(program, moment, number)
-        sys.stdout.write(f"{moment} {code} {said!r}\n")
+        left = leftovers(lab, ["g0"])  # now: the next life would remove them
+        remove_leftovers(left)
+        sys.stdout.write(f"{moment} {code} {said + ' '.join(left)!r}\n")
         sys.stdout.flush()
 
 
