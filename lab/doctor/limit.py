@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
-__all__ = ["Limit", "Plan", "Verdict", "at_least"]
+__all__ = ["Limit", "Plan", "Verdict", "at_least", "left_of"]
 
 
 class Verdict(StrEnum):
@@ -53,6 +53,11 @@ class Limit:
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return asdict(self)
+
+
+def left_of(limit: int | None, used: int) -> int | None:
+    """What ``used`` leaves of a limit (None: unknown; below 0: without limit), 0 at least."""
+    return limit if limit is None or limit < 0 else max(0, limit - used)
 
 
 def at_least(value: int | None, needed: int) -> Verdict:

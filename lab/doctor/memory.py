@@ -36,7 +36,7 @@ def _group(machine: Machine, needed: int) -> Limit:
         most = machine.number(f"{folder}/{limit}")
         if most is None or most < 0 or most >= _NO_LIMIT:
             continue
-        left = most - (machine.number(f"{folder}/{usage}") or 0)
+        left = max(0, most - (machine.number(f"{folder}/{usage}") or 0))
         if tightest is None or left < tightest:
             tightest, where = left, f"{folder}/{limit}"
     if tightest is None:

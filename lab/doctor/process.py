@@ -6,7 +6,7 @@ import os
 import resource
 
 from common.units import format_size
-from lab.doctor.limit import Limit, Plan, Verdict, at_least
+from lab.doctor.limit import Limit, Plan, Verdict, at_least, left_of
 from lab.doctor.machine import Machine
 from lab.doctor.shared_memory import object_bytes
 
@@ -74,7 +74,7 @@ def _beyond_hard(prlimit: str, needed: int) -> str:
 def _all_files(machine: Machine, plan: Plan) -> Limit:
     words = (machine.text("/proc/sys/fs/file-nr") or "").split()
     needed = (_FILES + _FILES_A_GUEST) * (plan.guests + 2)
-    left = int(words[2]) - int(words[0]) if len(words) == 3 else None
+    left = left_of(int(words[2]), int(words[0])) if len(words) == 3 else None
     verdict = at_least(left, needed)
     return Limit(
         "open files of the machine",
@@ -89,7 +89,7 @@ def _threads(machine: Machine, needed: int) -> Limit:
     soft, hard = machine.limits(resource.RLIMIT_NPROC)
     running = _threads_of_user(machine)
     exempt = machine.has_resource_capability()
-    verdict = at_least(soft if soft < 0 or running is None else soft - running, needed)
+    verdict = at_least(left_of(soft, running or 0), needed)
     fix = ""
     if exempt:
         verdict = Verdict.OK
@@ -121,7 +121,7 @@ def _all_threads(machine: Machine, needed: int) -> Limit:
     words = (machine.text("/proc/loadavg") or "").split()
     running = int(words[3].partition("/")[2]) if len(words) > 3 else 0
     least = min(known) if known else None
-    verdict = at_least(None if least is None else least - running, needed)
+    verdict = at_least(left_of(least, running), needed)
     key = "pid_max" if least == most[1] else "threads-max"
     return Limit(
         "threads of the machine (pid_max)",
@@ -142,7 +142,7 @@ def _group_threads(machine: Machine, needed: int) -> Limit:
         if folder is None or most is None or most < 0:
             continue
         current = machine.number(f"{folder}{path.rstrip('/')}/pids.current") or 0
-        verdict = at_least(most - current, needed)
+        verdict = at_least(left_of(most, current), needed)
         fix = f"echo {current + needed} | sudo tee {folder}{path.rstrip('/')}/pids.max"
         return Limit(
             name,

@@ -12,7 +12,7 @@ from common.errors import LabError
 from common.messages import ACK_MSG_BYTES, CONTROL_MSG_BYTES, report_msg_bytes
 from common.names import SHM_DIR, ack_queue, control_queue, report_queue
 from common.queues import ACK_DEPTH, CONTROL_DEPTH, REPORT_DEPTH, Queue, queue_bytes
-from lab.doctor.limit import Limit, Plan, Verdict, at_least
+from lab.doctor.limit import Limit, Plan, Verdict, at_least, left_of
 from lab.doctor.machine import Machine
 
 __all__ = ["MQUEUE_DIR", "bytes_needed", "queue_limits"]
@@ -61,7 +61,7 @@ def _bytes(machine: Machine, plan: Plan) -> Limit:
     soft, hard = machine.limits(resource.RLIMIT_MSGQUEUE)
     used, how = _bytes_in_use(machine)
     needed = bytes_needed(plan)
-    verdict = at_least(soft if soft < 0 else soft - used, needed)
+    verdict = at_least(left_of(soft, used), needed)
     fix = ""
     if verdict is Verdict.SHORT:
         wanted = used + needed
@@ -121,7 +121,7 @@ def _number(machine: Machine, plan: Plan) -> Limit:
     there = len(names if names is not None else [name for name in _our_queues(machine) if _bytes_of(name)])
     needed = _QUEUES_A_GUEST * plan.guests + 1
     exempt = machine.has_resource_capability()
-    verdict = Verdict.OK if exempt else at_least(None if most is None else most - there, needed)
+    verdict = Verdict.OK if exempt else at_least(left_of(most, there), needed)
     return Limit(
         "message queues, number",
         "unknown" if most is None else f"{most}, {there} there",

@@ -13,10 +13,10 @@ from typing import Any
 import posix_ipc
 import pytest
 
-import host.takeover
 from common.names import SHM_DIR, ram_object
 from common.queues import Queue
 from common.ramobject import RamObject
+from host.takeover import announce
 from tests.no_wall_clock import KNOWN
 from tests.small_machine import ROOT
 
@@ -129,10 +129,10 @@ def test_a_guest_that_is_starting_survives_a_host_whose_clock_jumps(
     path = Path(SHM_DIR + ram_object(lab_name, "g0"))
     path.touch(0o600)
     now = time.time()
-    monkeypatch.setattr(host.takeover.time, "time", lambda: now + jump_s)
-    host.takeover.announce(lab_name)
+    monkeypatch.setattr(time, "time", lambda: now + jump_s)
+    announce(lab_name)
     assert path.exists() == (jump_s < 0)
     with RamObject.create(lab_name, "g0", ram_bytes=4096) as ram:
-        host.takeover.announce(lab_name)
+        announce(lab_name)
         assert path.exists(), "locked, it is nobody's to remove"
         ram.unlink()

@@ -82,6 +82,17 @@ def test_queues_that_are_too_few_or_too_small_are_short(tmp_path: Path) -> None:
     assert named(limits, "fs.mqueue.msgsize_max").fix == "sudo sysctl -w fs.mqueue.msgsize_max=512"
 
 
+def test_a_limit_that_is_lower_than_what_is_used_is_short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Lowered after the fact: nothing is left, which is not the same as no limit."""
+    monkeypatch.setattr(Machine, "limits", staticmethod(lambda _which: (10, 10)))
+    monkeypatch.setattr("lab.doctor.queues._bytes_in_use", lambda _machine: (5000, ""))
+    machine = machine_with(tmp_path, proc__1__status=f"Uid:\t{os.geteuid()}\nThreads:\t500\n")
+    queues = named(queue_limits(machine, PLAN), "message queues, bytes")
+    wanted = 5000 + bytes_needed(PLAN)
+    assert (queues.verdict, queues.fix) == (Verdict.SHORT, f"sudo prlimit --pid $$ --msgqueue={wanted}:{wanted}")
+    assert named(process_limits(machine, PLAN), "processes and threads").verdict is Verdict.SHORT
+
+
 def test_who_is_exempt_is_told_so(tmp_path: Path) -> None:
     machine = machine_with(
         tmp_path,
@@ -383,7 +394,7 @@ def doctor(*flags: str, **others: Any) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=110,
         **others,
     )
 
@@ -416,7 +427,7 @@ def test_on_a_terminal_it_is_a_table() -> None:
     ) as run:
         os.close(theirs)
         shown = b""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 100
         while time.monotonic() < deadline:
             try:
                 shown += os.read(ours, 65536)

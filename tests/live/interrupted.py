@@ -7,6 +7,7 @@ error and left of names. Moment 0: it is not interrupted.
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import sys
@@ -22,24 +23,21 @@ __all__ = ["main"]
 
 
 def _guest(lab: str) -> Callable[[], int]:
-    import guest.buserror
-    import guest.machine
-    import guest.view
+    for name in ("buserror", "machine", "view"):  # what the command imports itself, once and for all
+        importlib.import_module(f"guest.{name}")
     from guest.cli import main
     from guest.warmup import load_kernels
 
-    assert guest.machine
     load_kernels("churn", "boundary")
     flags = "--memory 16MiB --vcpus 1 --workload churn --fill 0.5 --min-order 4 --delay 0 --high-water-mark 0"
     return lambda: main(["--host", lab, "--name", "g0", "--quiet", "--duration", "0.02", *flags.split()])
 
 
 def _host(lab: str) -> Callable[[], int]:
-    import host.loop
-    import host.view
+    for name in ("loop", "view"):
+        importlib.import_module(f"host.{name}")
     from host.cli import main
 
-    assert host.loop
     return lambda: main(["--name", lab, "--quiet", "--duration", "0.01"])
 
 
