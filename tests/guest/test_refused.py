@@ -50,7 +50,7 @@ class Refusing:
         return call
 
 
-def build(lab: str, monkeypatch: pytest.MonkeyPatch, refusing: Refusing) -> Exception | None:
+def build(lab: str, monkeypatch: pytest.MonkeyPatch, refusing: Refusing) -> LabError | OSError | None:
     """Build a machine and take it apart again; what it raised."""
     with monkeypatch.context() as patched:
         for module, name in STEPS:
