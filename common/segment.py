@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from common import layout
+from common import faults, layout
 from common.errors import NameInUseError, SegmentError
 from common.geometry import MAX_PAGES, MIN_MEMORY_BYTES, PAGE_SHIFT, PAGEBLOCK_PAGES
 from common.names import SHM_DIR
@@ -50,8 +50,10 @@ def open_object(name: str, *, create_bytes: int = 0) -> int:
         raise shm_refusal(name, error) from error
     try:
         if create_bytes:
+            faults.reach("segment.created")
             os.fchmod(descriptor, 0o600)  # whatever the umask took away
             _reserve(descriptor, create_bytes)
+            faults.reach("segment.sized")
         else:
             check_ownership(descriptor, name)
     except BaseException as error:
@@ -100,6 +102,11 @@ def check_ownership(descriptor: int, name: str) -> None:
         )
 
 
+def _identity(descriptor: int) -> tuple[int, int]:
+    status = os.fstat(descriptor)
+    return status.st_dev, status.st_ino
+
+
 def unlink_object(name: str) -> None:
     """Remove the name if it is there; mappings live on until they are dropped. Raises ``OSError``: not ours."""
     with contextlib.suppress(FileNotFoundError):
@@ -132,8 +139,9 @@ def check_header(header: np.ndarray, size_bytes: int, name: str) -> None:
 class Segment:
     """A mapping of a zone segment, named or private. ``address`` is valid until ``close``."""
 
-    def __init__(self, name: str, mapping: mmap.mmap, *, writable: bool) -> None:
+    def __init__(self, name: str, mapping: mmap.mmap, *, writable: bool, identity: tuple[int, int] = (0, 0)) -> None:
         self.name = name
+        self._identity = identity  # device and inode of a named one
         self.writable = writable
         self._mapping = mapping
         # Page records are read at random: with 4 KiB pages most of the time goes into the TLB. Shared memory obeys only
@@ -148,7 +156,7 @@ class Segment:
         """A new named segment, zeroed. Raises as ``open_object``."""
         descriptor = open_object(name, create_bytes=total_bytes)
         try:
-            return cls(name, mmap.mmap(descriptor, total_bytes), writable=True)
+            return cls(name, mmap.mmap(descriptor, total_bytes), writable=True, identity=_identity(descriptor))
         except OSError as error:
             unlink_object(name)
             raise refusal(f"{name}: cannot map {total_bytes} bytes", error) from error
@@ -173,7 +181,8 @@ class Segment:
             if size < layout.HEADER_DTYPE.itemsize:
                 raise SegmentError(f"{name}: {size} bytes are too few for a zone segment")
             access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
-            segment = cls(name, mmap.mmap(descriptor, size, access=access), writable=writable)
+            mapping = mmap.mmap(descriptor, size, access=access)
+            segment = cls(name, mapping, writable=writable, identity=_identity(descriptor))
         except OSError as error:
             raise refusal(f"{name}: cannot map", error) from error
         finally:
@@ -196,6 +205,14 @@ class Segment:
         self.address = 0
         with contextlib.suppress(BufferError):
             self._mapping.close()
+
+    def is_named(self) -> bool:
+        """Whether the name still stands for this very object."""
+        try:
+            status = os.lstat(SHM_DIR + self.name)
+        except OSError:
+            return False
+        return (status.st_dev, status.st_ino) == self._identity
 
     def unlink(self) -> None:
         """Remove the name."""

@@ -41,6 +41,8 @@ def _run(arguments: list[str] | None) -> int:
     if namespace.warm_up:
         return _warm_up()
 
+    if settings.join:
+        return _join(settings, stop)
     from guest.buserror import catch_bus_errors
     from guest.machine import Machine
     from guest.view import open_view
@@ -59,6 +61,23 @@ def _run(arguments: list[str] | None) -> int:
         raise machine.error
     if not result["ok"]:
         raise InvariantViolation("; ".join(result["complaints"]))
+    return EXIT_INTERRUPTED if stop.interrupted else EXIT_OK
+
+
+def _join(settings: GuestSettings, stop: _Stop) -> int:
+    """One more process of a running guest, to its end."""
+    from guest.buserror import catch_bus_errors
+    from guest.joined import Joined
+
+    stop.hold()
+    with catch_bus_errors(), Joined(settings) as joined:
+        stop.end(joined.ended)
+        joined.wait(settings.duration_s)
+        joined.stop()
+        result = joined.result()
+    if settings.json:
+        write_json(result, settings.json, force=settings.force)
+    joined.check()
     return EXIT_INTERRUPTED if stop.interrupted else EXIT_OK
 
 

@@ -13,7 +13,6 @@ import fcntl
 import os
 import re
 import stat
-import struct
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -25,7 +24,7 @@ import posix_ipc
 from common.errors import LabError
 from common.names import SHM_DIR, ack_queue, control_queue, ram_object, report_queue, zone_object
 from common.queues import unlink_queue
-from common.ramobject import GATE_BYTES, RamObject, is_owned, remove_if_dead
+from common.ramobject import RamObject, is_kept, is_owned, remove_if_dead
 from common.units import format_size
 from host.objects import unlink_shared_memory
 from host.takeover import lock_object as host_lock
@@ -38,7 +37,6 @@ __all__ = ["CLEAN", "Leftover", "State", "clean", "find_leftovers", "leftover_li
 
 CLEAN = "python -m lab doctor --clean"
 _STAT_BLOCK_BYTES = 512
-_KEPT = struct.Struct("<QQ")  # withdrawn_seq, kept: see common/ramobject.py
 _STARTING_S = 2.0  # a guest makes its RAM object, locks it, and only then gives it a size (host/takeover.py)
 _OF_A_GUEST = re.compile(r"fpr\.([a-z0-9-]+)\.([a-z0-9-]+)\.(ram|zone|report|ack)")
 _OF_A_HOST = re.compile(r"fpr\.([a-z0-9-]+)\.(host|control)")
@@ -193,7 +191,7 @@ def _look(kind: str, lab: str, guest: str, paths: list[str], queues: list[str]) 
             if found is not None:
                 names.append(queue)
                 state = found if found is not State.DEAD else state
-        if state is State.DEAD and kind == "guest" and _is_kept(paths[0]):
+        if state is State.DEAD and kind == "guest" and is_kept(paths[0]):
             state = State.KEPT
     return Leftover(kind, lab, guest, state, user, tuple(names), held)
 
@@ -214,19 +212,6 @@ def _is_alive(kind: str, path: str, status: os.stat_result) -> bool:
     finally:
         os.close(descriptor)
     return False
-
-
-def _is_kept(path: str) -> bool:
-    """Whether the second word behind a guest's memory says that its names outlive its process."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:
-        return False
-    try:
-        words = os.pread(descriptor, _KEPT.size, max(0, os.fstat(descriptor).st_size - GATE_BYTES))
-        return len(words) == _KEPT.size and _KEPT.unpack(words)[1] == 1
-    finally:
-        os.close(descriptor)
 
 
 def _only_we_have(path: str) -> bool:
