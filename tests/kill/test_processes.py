@@ -287,7 +287,9 @@ def test_s4_s6_what_was_allocated_is_still_allocated(scene: Scene) -> None:
     count, _ = find_owned(zone.address, 0, 0, rows)
     blocks = {(pfn, order) for pfn, order, word in rows[:count].tolist() if word}
     assert sum(1 << order for _pfn, order in blocks) >= int(zone.n_pages * 0.3)
-    with Machine(GuestSettings(host=scene.lab, name=GUEST, attach=True, vcpus=1, workload="memhog")) as machine:
+    with Machine(
+        GuestSettings(host=scene.lab, name=GUEST, attach=True, vcpus=1, workload="memhog", fill=0.1)
+    ) as machine:
         (vcpu,) = machine.vcpus
         held = vcpu.held[: int(vcpu.state[engine.S_HELD])]
         assert {(pfn, order) for pfn, order, _tag in held.tolist()} >= blocks
