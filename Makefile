@@ -1,12 +1,13 @@
 # Every target makes its own virtual environment from the pinned versions; nothing has to be installed before.
 #   make PYTHON=/path/to/python3.12 test     another interpreter for the environment
-#   make demo DEMO_FLAGS="--guests 4"        flags for run_demo.py (likewise TEST_FLAGS, STRESS_FLAGS, BENCH_FLAGS)
+#   make demo DEMO_FLAGS="--guests 4"        flags for run_demo.py (likewise TEST_FLAGS, STRESS_FLAGS, EXPLORE_FLAGS, BENCH_FLAGS)
 
 PYTHON ?= python3
 DEMO_FLAGS ?=
 TEST_FLAGS ?=
 STRESS_FLAGS ?=
 BENCH_FLAGS ?=
+EXPLORE_FLAGS ?=
 
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -22,7 +23,7 @@ WRAPS := -W "ignore:overflow encountered:RuntimeWarning"
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test stress lint bench clean
+.PHONY: help demo test stress explore lint bench clean
 
 help: ## this text
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +38,9 @@ test: $(READY) ## every test but the long ones, then the allocator's without the
 
 stress: $(READY) ## the long concurrency tests
 	$(RUN) -m pytest -m stress $(STRESS_FLAGS)
+
+explore: $(READY) ## every interleaving on a small zone: each policy for five minutes
+	$(RUN) -m lab explore --policy all $(EXPLORE_FLAGS)
 
 lint: $(READY) ## ruff and mypy
 	$(RUN) -m ruff check .
