@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["add_arguments", "run"]
 
 _HOUR_NS = 3600 * 10**9
-_MODES = ("zone",)
+_MODES = ("zone", "page", "demand")
+_OWN_LISTS, _PLACEMENT = ("pcp_batch", "pcp_high"), ("shuffle", "merge_likely", "seed")  # settings of some modes alone
 _TIMES = ("timer", "recorded")
 _REPLAYED = tuple(name for name in POLICIES if name not in {"hint", "shared", "oracle"})
 
@@ -59,6 +60,7 @@ _MEMORY = _read(
 _NOTES = {
     "taken_not_free_pages": "pages taken that were not free here: a free was missed, or the start differs",
     "freed_not_used_pages": "pages freed that were free here: skipped",
+    "failed_pages": "pages for which our allocator had no room",
     "taken_while_reported_blocks": "blocks that the guest took while they were reported here: the report lost them",
     "frees_without_event": "frees past the per-CPU lists without an event, found by what came after",
     "takes_without_event": "pages or blocks taken without an event, found as they were freed",
@@ -77,7 +79,8 @@ _FLAGS: tuple[tuple[str, dict[str, Any], str], ...] = (
     (
         "--mode",
         {"choices": _MODES, "default": "zone"},
-        "zone: the free lists follow the recorded guest, page by page (default)",
+        "zone: the free lists follow the recorded guest, page by page (default); page: the recorded pages are allocated "
+        "and freed through per-CPU lists of our own; demand: our allocator chooses the pages",
     ),
     ("--policy", {"choices": _REPLAYED, "default": "rotate"}, "who reports (default: rotate, which is mainline)"),
     ("--min-order", {"type": _whole(0, 10), "default": 9, "metavar": "N"}, "lowest order reported (default: 9)"),
@@ -102,6 +105,15 @@ _FLAGS: tuple[tuple[str, dict[str, Any], str], ...] = (
         {"type": _whole(1, 1 << 30), "default": 0, "metavar": "N"},
         "the guest's vm.min_free_kbytes (default: the kernel's own rule with huge pages)",
     ),
+    ("--pcp-batch", {"type": _whole(0, 4096), "metavar": "N"}, "page, demand: pages moved to and from a per-CPU list"),
+    ("--pcp-high", {"type": _whole(1, 1 << 28), "metavar": "N"}, "page, demand: pages on a CPU's lists that drain them"),
+    ("--shuffle", {"action": "store_true", "default": None}, "demand: shuffle the free lists"),
+    (
+        "--merge-likely",
+        {"action": argparse.BooleanOptionalAction},
+        "demand: put a block to the tail where it is likely to merge (default: yes)",
+    ),
+    ("--seed", {"type": _whole(0, (1 << 32) - 1), "metavar": "N"}, "demand: of the shuffle (default: 1)"),
     ("--hz", {"type": _whole(10, 1000), "default": 250, "metavar": "N"}, "the guest's CONFIG_HZ (default: 250)"),
     (
         "--tick-phase",
@@ -165,6 +177,7 @@ def run(namespace: argparse.Namespace) -> int:
             check_output(path, force=namespace.force)
     if namespace.plot and not namespace.plot.lower().endswith((".png", ".svg")):
         raise UsageError(f"--plot: {namespace.plot!r}; allowed is a file name that ends in .png or .svg")
+    _check_mode(namespace)
     found = _replayed(namespace)
     if namespace.plot:
         from lab.replay.picture import draw
@@ -189,7 +202,13 @@ def _replayed(namespace: argparse.Namespace) -> dict[str, Any]:
     recording = read_recording(namespace.trace, start, namespace.from_ns, namespace.to_ns)
     if namespace.strict and recording.refusals:
         raise UsageError(f"--strict: {namespace.trace[0]}: {'; '.join(recording.refusals)}")
-    scene = told.scene_of(recording, start, memory_bytes=namespace.memory, min_free_kbytes=namespace.min_free_kbytes)
+    scene = told.scene_of(
+        recording,
+        start,
+        mode=namespace.mode,
+        memory_bytes=namespace.memory,
+        min_free_kbytes=namespace.min_free_kbytes,
+    )
     settings = ReplaySettings(
         policy=namespace.policy,
         min_order=namespace.min_order,
@@ -201,6 +220,7 @@ def _replayed(namespace: argparse.Namespace) -> dict[str, Any]:
         begins_ns=_recorded(recording, told.recorded_begins(recording)) if namespace.times == "recorded" else None,
         requested_ns=recording.begin_ns if namespace.requested else recording.pending_ns(namespace.min_order),
         check=namespace.check,
+        **_chosen(namespace),
     )
     real = (
         read_real(namespace.against, recording.begin_ns, recording.end_ns)
@@ -215,6 +235,22 @@ def _replayed(namespace: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+def _chosen(namespace: argparse.Namespace) -> dict[str, Any]:
+    """The settings of a mode that were given."""
+    return {key: getattr(namespace, key) for key in (*_OWN_LISTS, *_PLACEMENT) if getattr(namespace, key) is not None}
+
+
+def _check_mode(namespace: argparse.Namespace) -> None:
+    """Raises: UsageError: a setting is given that the mode does not have."""
+    for key in _chosen(namespace):
+        modes = ("page", "demand") if key in _OWN_LISTS else ("demand",)
+        if namespace.mode not in modes:
+            raise UsageError(
+                f"--{key.replace('_', '-')}: a {namespace.mode} replay follows the recorded guest in this; it is for "
+                f"--mode {' or '.join(modes)}"
+            )
+
+
 def _recorded(recording: Recording, begins_ns: tuple[int, ...]) -> tuple[int, ...]:
     if not begins_ns:
         raise UsageError(f"--times recorded: {recording.name} holds no event `process`; leave it to the timer")
@@ -223,9 +259,13 @@ def _recorded(recording: Recording, begins_ns: tuple[int, ...]) -> tuple[int, ..
 
 def _print(talk: TextIO, found: dict[str, Any]) -> None:
     """The figures for people."""
+    from lab.trace.health import lines_of
+
     settings, unknown = found["settings"], found["unknown"]
+    if found["health"]:
+        talk.write("".join(f"  {line}\n" for line in lines_of(found["health"])))
     talk.write(
-        f"{settings['policy']}, order {settings['min_order']}, delay {settings['delay_ns'] / 1e9:g} s, "
+        f"{settings['mode']} replay: {settings['policy']}, order {settings['min_order']}, delay {settings['delay_ns'] / 1e9:g} s, "
         f"{settings['capacity']} blocks a report; {found['begin_s']:.3f} to {found['end_s']:.3f} s, "
         f"{found['moves']} moves\n"
     )

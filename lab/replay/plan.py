@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,12 +11,22 @@ import numpy.typing as npt
 
 from common.geometry import PAGEBLOCK_ORDER, Migratetype
 from lab.replay import hindsight
-from lab.replay.kernels import OF_PAGEBLOCK, OP_CONVERT, OP_GIVE, OP_MOVE, OP_STEAL, OP_TAKE, OP_TOUCH
+from lab.replay.kernels import (
+    OF_PAGEBLOCK,
+    OP_ALLOC,
+    OP_CONVERT,
+    OP_FREE,
+    OP_GIVE,
+    OP_MOVE,
+    OP_STEAL,
+    OP_TAKE,
+    OP_TOUCH,
+)
 from lab.trace.columns import Columns
-from lab.trace.events import NO_MIGRATETYPE, Event
+from lab.trace.events import Event
 from lab.trace.snapshot import Snapshot
 
-__all__ = ["Plan", "Steal", "build_plan", "has_own_lists"]
+__all__ = ["Plan", "Steal", "build_page_plan", "build_plan", "has_own_lists", "is_listed"]
 
 _COSTLY = 3  # PAGE_ALLOC_COSTLY_ORDER: up to here, and at pageblock order, the per-CPU lists come first
 _STEAL = re.compile(
@@ -53,6 +63,8 @@ class Plan:
         t_ns, op, pfn, order, migratetype: columns; int64, int8, int64, int8, int8.
         steals: the rows of OP_STEAL and OP_CONVERT in full.
         unseen_frees, silent_takes: moves without an event that were found by what came after.
+        cpu: int16, numbered from 0 without gaps; empty where per-CPU lists are not replayed. cpus: how many there are.
+        repeats: a free may be told twice.
     """
 
     t_ns: npt.NDArray[np.int64]
@@ -63,6 +75,9 @@ class Plan:
     steals: list[Steal]
     unseen_frees: int
     silent_takes: int
+    cpu: npt.NDArray[np.int16] = field(default_factory=lambda: np.zeros(0, np.int16))
+    cpus: int = 1
+    repeats: bool = False
 
     def __len__(self) -> int:
         return len(self.t_ns)
@@ -80,12 +95,20 @@ class Plan:
             steals,
             self.unseen_frees,
             self.silent_takes,
+            self.cpu[rows] if self.cpu.size else self.cpu,
+            self.cpus,
+            self.repeats,
         )
 
 
 def has_own_lists(order: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     """Whether blocks of an order go through the per-CPU lists (pcp_allowed_order)."""
     return np.asarray((order <= _COSTLY) | (order == PAGEBLOCK_ORDER), np.bool_)
+
+
+def is_listed(migratetype: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Whether a page can come from a list of this type; a number beyond is another kernel's, or none."""
+    return np.asarray((migratetype >= 0) & (migratetype < Migratetype.ISOLATE), np.bool_)
 
 
 def build_plan(rows: Columns, start: Snapshot | None = None) -> Plan:
@@ -106,7 +129,7 @@ def build_plan(rows: Columns, start: Snapshot | None = None) -> Plan:
     op[zone_free | bypass] = OP_GIVE
     op[silent] = OP_TAKE
     migratetype = rows["migratetype"].astype(np.int8)
-    of_pageblock = zone_free | bypass | silent | (migratetype == NO_MIGRATETYPE)
+    of_pageblock = zone_free | bypass | silent | ~is_listed(migratetype)
     migratetype[of_pageblock & ((op == OP_GIVE) | (op == OP_TAKE))] = OF_PAGEBLOCK
     pfn = rows["pfn"].astype(np.int64)
     orders = order.astype(np.int8)
@@ -123,6 +146,36 @@ def build_plan(rows: Columns, start: Snapshot | None = None) -> Plan:
         steals,
         int(np.count_nonzero(bypass)),
         int(np.count_nonzero(silent)),
+    )
+
+
+def build_page_plan(rows: Columns, *, batched: bool) -> Plan:
+    """The plan of a page or a demand replay: what was allocated and freed, by whom.
+
+    Args:
+        batched: there are batched frees without their mm_page_free; they count as the free. Those that repeat one
+            meet a page that is free, and do nothing.
+    """
+    event = rows["event"]
+    op = np.full(len(rows), -1, np.int8)
+    op[event == Event.mm_page_alloc] = OP_ALLOC
+    op[event == Event.mm_page_free] = OP_FREE
+    if batched:
+        op[event == Event.mm_page_free_batched] = OP_FREE
+    kept = np.flatnonzero(op >= 0)
+    numbers, cpu = np.unique(rows["cpu"][kept], return_inverse=True)
+    return Plan(
+        rows["t_ns"][kept],
+        op[kept],
+        rows["pfn"][kept].astype(np.int64),
+        rows["order"][kept].astype(np.int8),
+        rows["migratetype"][kept].astype(np.int8),
+        [],
+        0,
+        0,
+        cpu.astype(np.int16),
+        max(1, len(numbers)),
+        batched,
     )
 
 
@@ -153,7 +206,7 @@ def _steals(rows: Columns) -> list[Steal]:
     found = []
     for row in np.flatnonzero(rows["event"] == Event.mm_page_alloc_extfrag).tolist():
         told = _STEAL.search(rows.text(row) or "")
-        if told is None:
+        if told is None or not (is_listed(rows["migratetype"][row : row + 1])[0] and int(told[2]) < Migratetype.ISOLATE):
             continue
         found.append(
             Steal(

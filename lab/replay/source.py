@@ -14,7 +14,7 @@ from common.errors import UsageError
 from lab.trace.columns import NO_TEXT, Columns
 from lab.trace.events import PAGE_EVENTS, Event
 from lab.trace.formats import open_input
-from lab.trace.health import Watch
+from lab.trace.health import Watch, refusals_of
 from lab.trace.reader import Batch, read_all
 from lab.trace.snapshot import Snapshot
 from lab.trace.store import TraceFile
@@ -65,10 +65,12 @@ def read_recording(names: list[str], start: Snapshot | None, from_ns: int | None
     """
     parts: list[Batch] = []
     health: dict[str, Any] | None = None
+    refusals: list[str] = []
     if len(names) == 1 and _is_imported(names[0]):
         imported = TraceFile(names[0])
         rows = _rows_of(imported)
         health = dict(imported.metadata.get("health") or {})
+        refusals = refusals_of(health) if health else []
     else:
         parts = list(read_all(names))
         rows = Columns.joined([part.columns for part in parts])
@@ -86,7 +88,6 @@ def read_recording(names: list[str], start: Snapshot | None, from_ns: int | None
             f"{names[0]}: has no page event from {begin_ns / 1e9:.6f} to {end_ns / 1e9:.6f} s; it spans "
             f"{first_ns / 1e9:.6f} to {last_ns / 1e9:.6f} s"
         )
-    refusals: list[str] = []
     if health is None:
         watch = Watch(start)
         for batch in parts:

@@ -21,15 +21,14 @@ from common.geometry import (
 from common.layout import NEVER_TOUCHED, RESIDENT, RETURNED
 from guest.allocator.zone import Zone, ZoneSettings
 from lab.replay import kernels
-from lab.replay.plan import Plan
-from lab.replay.source import Recording
-from lab.trace.events import Event
-from lab.trace.snapshot import UNKNOWN_PAGES, Snapshot, free_heads
+from lab.replay.plan import Plan, is_listed
+from lab.trace.snapshot import Snapshot
 
 __all__ = [
     "ZONE_ENDS",
     "Place",
     "Watermarks",
+    "batch_pages",
     "build_zone",
     "machine_pages",
     "places",
@@ -43,7 +42,7 @@ _GUESS_PAGES = 1 << 14  # a machine whose size nobody tells has a multiple of 64
 _MIN_KBYTES = 128
 _MAX_KBYTES = 1 << 18
 _SCALE = 10  # vm.watermark_scale_factor
-_OTHER_MACHINE_SHARE, _OTHER_MACHINE_LEAST = 0.5, 1000  # fewer may all lie between the snapshot and the recording
+_MIB_PAGES = (1 << 20) // PAGE_BYTES
 MOVABLE = int(Migratetype.MOVABLE)
 
 
@@ -133,13 +132,22 @@ def watermarks(zones: list[Place], min_free_kbytes: int) -> list[Watermarks]:
     return found
 
 
-def build_zone(place: Place, marks: Watermarks, start: Snapshot, plan: Plan, settings: ZoneSettings) -> Zone:
+def batch_pages(zone: Place) -> int:
+    """Pages that a per-CPU list of such a zone is filled and drained by (zone_batchsize)."""
+    batch = max(1, min(zone.pages >> 10, _MIB_PAGES) // 4)
+    return max(1, (1 << ((batch + batch // 2).bit_length() - 1)) - 1)
+
+
+def build_zone(
+    place: Place, marks: Watermarks, start: Snapshot, plan: Plan, settings: ZoneSettings, *, follow: bool = True
+) -> Zone:
     """A zone of our own with the free blocks of the snapshot, and the host's pages under it.
 
     The snapshot tells neither types nor the order of the lists. A pageblock is of the type that the recording frees its
     pages under first, else of the one that they are taken from, else MOVABLE. A block is on the list that it is first
     taken from (before it was stolen, if it was), else on that of its pageblock. A list holds what is not reported
     first, in the order in which the recording takes it, then by pfn; what is reported comes behind, as drained.
+    Where pages are placed by an allocator of ours (not ``follow``), a list is by pfn, or shuffled if the zone is.
     """
     zone = Zone.private(
         replace(
@@ -156,7 +164,12 @@ def build_zone(place: Place, marks: Watermarks, start: Snapshot, plan: Plan, set
     pfn = start.pfn[inside] - place.first
     order = start.order[inside].astype(np.int64)
     reported = start.reported[inside] & (order >= settings.min_order)
-    first_take, list_type = _first_takes(pfn, order, plan, place.first, types)
+    if follow:
+        first_take, list_type = _first_takes(pfn, order, plan, place.first, types)
+    else:
+        shuffled = np.random.default_rng(settings.seed).permutation(pfn.size).astype(np.int64)
+        first_take = shuffled if settings.shuffle else pfn
+        list_type = types[pfn >> PAGEBLOCK_ORDER]
     turn = np.lexsort((pfn, first_take, reported))
     kernels.seed(zone.address, pfn[turn], order[turn], list_type[turn], reported[turn])
     held = start.host_allocated_pages[inside]
@@ -170,85 +183,12 @@ def build_zone(place: Place, marks: Watermarks, start: Snapshot, plan: Plan, set
     return zone
 
 
-def nothing_known() -> Snapshot:
-    """A snapshot that knows of no free block: what ``corrected`` makes of it was learnt from the events alone."""
-    empty: npt.NDArray[np.int64] = np.zeros(0, np.int64)
-    return Snapshot("nothing", "none", empty, empty.astype(np.uint8), empty.astype(np.bool_), empty, 0)
-
-
-def corrected(start: Snapshot, recording: Recording, pages: int) -> tuple[Snapshot, int]:
-    """The snapshot as it must have been when the recording began, and how many pages that changes.
-
-    Between the two pages may have changed hands. A page whose first event is that the zone hands it out was on the
-    buddy lists; one that is first drained to them, freed, or handed out by a per-CPU list was not, and neither were
-    those below it in its block that no event names: a block is handed out from its low end, and they are still where
-    they went then. What the host holds stays as it was seen. Where the recording begins with the snapshot, a page that
-    is free in it and freed first was taken later, without an event.
-
-    Raises:
-        UsageError: the recording contradicts the snapshot throughout.
-    """
-    first: npt.NDArray[np.uint8] = np.zeros(pages, np.uint8)
-    rows = recording.rows
-    event = rows["event"]
-    telling = np.where(event <= Event.mm_page_pcpu_drain, event, 255).astype(np.int16)
-    telling[(telling == 255) | (event == Event.mm_page_free_batched)] = -1
-    kernels.mark_first(first, telling, rows["pfn"], rows["order"])
-    free = start.free_map(pages)
-    if recording.at_snapshot:
-        first[free & (first == kernels.FREED_FIRST)] = 0
-    wrong = (free & (first >= kernels.WAS_OFF)) | (~free & (first == kernels.WAS_LISTED))
-    told = int(np.count_nonzero(first))
-    contradicted = int(np.count_nonzero(wrong))
-    if start.pfn.size and contradicted >= _OTHER_MACHINE_LEAST and contradicted > told * _OTHER_MACHINE_SHARE:
-        raise UsageError(
-            f"{start.name}: of {told} pages that {recording.name} names, {contradicted} were not as it says; expected "
-            "a snapshot of the same machine, taken when the recording begins"
-        )
-    for pfn, order in zip(start.pfn.tolist(), start.order.tolist(), strict=True):
-        taken = np.flatnonzero(wrong[pfn : pfn + (1 << order)])
-        if taken.size:  # expand() hands a block out from its low end
-            wrong[pfn : pfn + int(taken[-1])] |= first[pfn : pfn + int(taken[-1])] == 0
-    changed = int(np.count_nonzero(wrong))
-    if not changed:
-        return start, 0
-    pfn, order = free_heads(free ^ wrong)
-    return _as_seen(start, pfn, order, pages), changed
-
-
-def _as_seen(start: Snapshot, pfn: npt.NDArray[np.int64], order: npt.NDArray[np.uint8], pages: int) -> Snapshot:
-    """Free blocks ``pfn`` with what the snapshot says of them: Reported if they are the same blocks still."""
-    held: npt.NDArray[np.int8] = np.ones(pages, np.int8)  # in use: the host has it
-    unknown: npt.NDArray[np.bool_] = np.zeros(pages, np.bool_)
-    before = {}
-    for row, (head, size) in enumerate(
-        zip(start.pfn.tolist(), (1 << start.order.astype(np.int64)).tolist(), strict=True)
-    ):
-        before[head, size] = row
-        count = int(start.host_allocated_pages[row])
-        unknown[head : head + size] = count < 0
-        away = bool(start.reported[row]) if count < 0 else True
-        held[head + max(count, 0) : head + size] = 0 if away else 1
-    sizes = 1 << order.astype(np.int64)
-    same = [before.get(block, -1) for block in zip(pfn.tolist(), sizes.tolist(), strict=True)]
-    totals = np.concatenate([np.zeros(1, np.int64), np.cumsum(held, dtype=np.int64)])
-    counts = totals[pfn + sizes] - totals[pfn]
-    counts[unknown[pfn] & np.array([row >= 0 for row in same], np.bool_)] = UNKNOWN_PAGES
-    return replace(
-        start,
-        pfn=pfn,
-        order=order,
-        reported=np.array([row >= 0 and bool(start.reported[row]) for row in same], np.bool_),
-        host_allocated_pages=counts,
-    )
-
-
 def _pageblock_types(place: Place, plan: Plan) -> npt.NDArray[np.int64]:
     """Types at the start: what the first free says, else the first allocation; before a theft, whose it was."""
     types = np.full(place.pages >> PAGEBLOCK_ORDER, MOVABLE, np.int64)
     told_ns = np.full(types.size, np.iinfo(np.int64).max, np.int64)
-    for op in (kernels.OP_TAKE, kernels.OP_GIVE):  # what is freed says more, so it is written last
-        rows = np.flatnonzero((plan.op == op) & (plan.migratetype >= 0))
+    for op in (kernels.OP_ALLOC, kernels.OP_TAKE, kernels.OP_GIVE):  # what says more is written later
+        rows = np.flatnonzero((plan.op == op) & is_listed(plan.migratetype))
         blocks, first = np.unique(plan.pfn[rows] >> PAGEBLOCK_ORDER, return_index=True)
         types[blocks] = plan.migratetype[rows[first]]
         told_ns[blocks] = plan.t_ns[rows[first]]
@@ -269,14 +209,15 @@ def _first_takes(
     never = len(plan)
     first_take = np.full(pfn.size, never, np.int64)
     list_type = types[pfn >> PAGEBLOCK_ORDER] if pfn.size else np.zeros(0, np.int64)
-    rows = np.flatnonzero(plan.op == kernels.OP_TAKE)
+    rows = np.flatnonzero((plan.op == kernels.OP_TAKE) | (plan.op == kernels.OP_ALLOC))
     if not pfn.size or not rows.size:
         return first_take, list_type
     block = np.searchsorted(pfn, plan.pfn[rows], side="right") - 1
     inside = (block >= 0) & (plan.pfn[rows] < pfn[block] + (np.int64(1) << order[block]))
     touched, index = np.unique(block[inside], return_index=True)
     first_take[touched] = rows[inside][index]
-    list_type[touched] = plan.migratetype[first_take[touched]]
+    taken_from = plan.migratetype[first_take[touched]]
+    list_type[touched] = np.where(is_listed(taken_from), taken_from, list_type[touched])
     for steal in reversed(plan.steals):
         at = int(np.searchsorted(pfn, steal.pfn - base, side="right")) - 1
         inside_it = at >= 0 and steal.pfn - base < pfn[at] + (1 << int(order[at]))

@@ -20,7 +20,7 @@ from lab.replay.against import RealPass, compare
 from lab.replay.engine import Pass
 from lab.replay.plan import build_plan
 from lab.replay.source import Recording
-from lab.replay.start import ZONE_ENDS, corrected, machine_pages, nothing_known, places, recommended_kbytes, watermarks
+from lab.replay.start import ZONE_ENDS, machine_pages, places, recommended_kbytes, watermarks
 from lab.replay.timer import Timer
 from lab.trace.columns import Columns
 from lab.trace.events import Event
