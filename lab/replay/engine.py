@@ -342,7 +342,7 @@ class Replay:
 def list_sizes(place: Place, marks: Watermarks, cpus: int, settings: ReplaySettings) -> tuple[int, int]:
     """pcp->batch and pcp->high of a zone's per-CPU lists, pages (zone_batchsize, zone_highsize)."""
     batch = batch_pages(place) if settings.pcp_batch is None else settings.pcp_batch
-    return batch, settings.pcp_high or max(marks.low // cpus, 4 * batch, 1)
+    return batch, settings.pcp_high or max(marks.boot_low // cpus, 4 * batch, 1)
 
 
 def _cycle(lane: _Lane) -> Cycle:

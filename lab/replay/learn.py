@@ -64,7 +64,8 @@ def eased(zones: list[tuple[Place, Watermarks]], first: npt.NDArray[np.uint8]) -
     found = []
     for place, marks in zones:
         unnamed = int(np.count_nonzero(first[place.first : place.end] == 0))
-        found.append((place, Watermarks(marks.lowest - unnamed or -1, marks.low - unnamed or -1)))
+        lowest, low = (mark - unnamed or -1 for mark in (marks.lowest, marks.low))
+        found.append((place, replace(marks, lowest=lowest, low=low)))
     return found
 
 

@@ -48,10 +48,16 @@ MOVABLE = int(Migratetype.MOVABLE)
 
 @dataclass(frozen=True)
 class Watermarks:
-    """Pages. ``lowest`` is WMARK_MIN."""
+    """Pages. ``lowest`` is WMARK_MIN.
+
+    Attributes:
+        boot_low: WMARK_LOW before khugepaged raised min_free_kbytes; the per-CPU lists have kept to it (as seen in a
+            6.1 guest: some 630 pages a CPU of 1 GiB and two).
+    """
 
     lowest: int
     low: int
+    boot_low: int = 0
 
 
 @dataclass(frozen=True)
@@ -113,9 +119,13 @@ def recommended_kbytes(zones: list[Place]) -> int:
     managed. A guest without huge pages has less: then it is given.
     """
     total = sum(zone.pages for zone in zones)
-    own = min(max(math.isqrt((total * PAGE_BYTES >> 10) * 16), _MIN_KBYTES), _MAX_KBYTES)
     pages = len(zones) * PAGEBLOCK_PAGES * (2 + PCP_MIGRATETYPES * PCP_MIGRATETYPES)
-    return max(own, min(pages, total // 20) * PAGE_BYTES >> 10)
+    return max(_boot_kbytes(total), min(pages, total // 20) * PAGE_BYTES >> 10)
+
+
+def _boot_kbytes(pages: int) -> int:
+    """vm.min_free_kbytes of so many pages without huge pages (init_per_zone_wmark_min)."""
+    return min(max(math.isqrt((pages * PAGE_BYTES >> 10) * 16), _MIN_KBYTES), _MAX_KBYTES)
 
 
 def watermarks(zones: list[Place], min_free_kbytes: int) -> list[Watermarks]:
@@ -124,12 +134,16 @@ def watermarks(zones: list[Place], min_free_kbytes: int) -> list[Watermarks]:
     Mirrors __setup_per_zone_wmarks, with all pages taken as managed.
     """
     total = sum(zone.pages for zone in zones)
-    pages = (min_free_kbytes << 10) // PAGE_BYTES
     found = []
     for zone in zones:
-        lowest = pages * zone.pages // total
-        found.append(Watermarks(lowest, lowest + max(lowest // 4, zone.pages * _SCALE // 10000)))
+        lowest, low = _marks(zone, total, min_free_kbytes)
+        found.append(Watermarks(lowest, low, _marks(zone, total, _boot_kbytes(total))[1]))
     return found
+
+
+def _marks(zone: Place, total: int, min_free_kbytes: int) -> tuple[int, int]:
+    lowest = ((min_free_kbytes << 10) // PAGE_BYTES) * zone.pages // total
+    return lowest, lowest + max(lowest // 4, zone.pages * _SCALE // 10000)
 
 
 def batch_pages(zone: Place) -> int:
