@@ -15,7 +15,7 @@ from lab.replay.engine import Prices, Replay, ReplaySettings, list_sizes
 from lab.replay.learn import corrected, eased, first_events, has_zone_events, learnt
 from lab.replay.plan import Plan, build_page_plan, build_plan
 from lab.replay.source import Recording
-from lab.replay.start import Place, Watermarks, machine_pages, places, recommended_kbytes, watermarks
+from lab.replay.start import Part, Place, Watermarks, machine_pages, part_of, places, recommended_kbytes, watermarks
 from lab.trace.events import Event
 from lab.trace.snapshot import Snapshot
 
@@ -30,7 +30,7 @@ class Scene:
         mode: zone, page or demand.
         start: the free lists as the recording begins.
         pages: of the machine.
-        zones: in the order in which the kernel walks them.
+        parts: its zones, in the order in which the kernel walks them.
         corrected_pages: what of the snapshot was not so any more.
     """
 
@@ -39,7 +39,7 @@ class Scene:
     plan: Plan
     start: Snapshot
     pages: int
-    zones: list[tuple[Place, Watermarks]]
+    parts: list[Part]
     min_free_kbytes: int
     corrected_pages: int
 
@@ -68,12 +68,14 @@ def scene_of(
         found = [Place("all", 0, found[-1].end)]
     zones = list(zip(found, watermarks(found, kbytes), strict=True))
     end = found[-1].end
-    if start is not None:
+    changed = 0
+    if start is None:
+        first = first_events(recording, end, allocations_tell=not has_zone_events(recording))
+        begin, zones = learnt(recording, first), eased(zones, first)
+    else:
         begin, changed = corrected(start, recording, end) if has_zone_events(recording) else (start, 0)
-        return Scene(recording, mode, plan, begin, pages, zones, kbytes, changed)
-    first = first_events(recording, end, allocations_tell=not has_zone_events(recording))
-    begin = learnt(recording, first)
-    return Scene(recording, mode, plan, begin, pages, eased(zones, first), kbytes, 0)
+    parts = [part_of(place, marks, begin, plan, follow=mode != "demand") for place, marks in zones]
+    return Scene(recording, mode, plan, begin, pages, parts, kbytes, changed)
 
 
 def _plan(recording: Recording, start: Snapshot | None, mode: str) -> Plan:
@@ -97,9 +99,7 @@ def _plan(recording: Recording, start: Snapshot | None, mode: str) -> Plan:
 def replay(scene: Scene, settings: ReplaySettings, prices: Prices | None = None) -> Replay:
     """A replay that has not been run."""
     return Replay(
-        scene.plan,
-        scene.zones,
-        scene.start,
+        scene.parts,
         settings,
         prices or Prices(),
         mode=scene.mode,
@@ -175,7 +175,7 @@ def _settings(done: Replay, scene: Scene) -> dict[str, Any]:
                 "low_pages": marks.low,
                 **_lists(done, scene, place, marks),
             }
-            for place, marks in scene.zones
+            for place, marks in ((part.place, part.marks) for part in scene.parts)
         ],
         "prices_ns": {
             "report": prices.report_ns,

@@ -19,9 +19,8 @@ from guest.reporting.cycle import Cycle, Outcome
 from guest.reporting.table import Policy, find_policy
 from lab.replay import kernels, lists
 from lab.replay.plan import Plan
-from lab.replay.start import Place, Watermarks, batch_pages, build_zone
+from lab.replay.start import Part, Place, Watermarks, batch_pages, build_zone
 from lab.replay.timer import Timer
-from lab.trace.snapshot import Snapshot
 
 __all__ = ["MODES", "REFUSED", "Pass", "Prices", "Replay", "ReplaySettings", "list_sizes"]
 
@@ -117,8 +116,8 @@ class Replay:
     """One recording under one policy.
 
     Args:
-        zones: with their watermarks, in the order in which the kernel walks them.
-        mode: one of ``MODES``, for which ``plan`` was made.
+        parts: the zones, in the order in which the kernel walks them.
+        mode: one of ``MODES``, for which their plans were made.
         begin_ns, end_ns: the part of the trace's clock that is replayed.
 
     Raises:
@@ -127,9 +126,7 @@ class Replay:
 
     def __init__(
         self,
-        plan: Plan,
-        zones: Sequence[tuple[Place, Watermarks]],
-        start: Snapshot,
+        parts: Sequence[Part],
         settings: ReplaySettings,
         prices: Prices,
         *,
@@ -154,21 +151,17 @@ class Replay:
         self._pending_ns = self._pending()
         self._sample_ns = max(_SAMPLE_NS, (end_ns - begin_ns) // _SAMPLES)
         self._next_sample_ns = begin_ns
-        self._lanes = [self._lane(plan, place, marks, start) for place, marks in zones]
+        self._lanes = [self._lane(part) for part in parts]
         self.counts[kernels.C_RESIDENT] = sum(
             int(np.count_nonzero(lane.zone.resident_map() == RESIDENT)) for lane in self._lanes
         )
 
-    def _lane(self, plan: Plan, place: Place, marks: Watermarks, start: Snapshot) -> _Lane:
-        own = plan.of_pages(place.first, place.end)
-        settings, policy = self.settings, self.policy
+    def _lane(self, part: Part) -> _Lane:
+        place, own, settings, policy = part.place, part.plan, self.settings, self.policy
         high_water_mark = policy.high_water_mark if settings.high_water_mark is None else settings.high_water_mark
-        batch, high = list_sizes(place, marks, own.cpus, settings)
+        batch, high = list_sizes(place, part.marks, own.cpus, settings)
         zone = build_zone(
-            place,
-            marks,
-            start,
-            own,
+            part,
             ZoneSettings(
                 memory_bytes=0,
                 cpus=own.cpus,
@@ -181,7 +174,6 @@ class Replay:
                 high_water_mark=high_water_mark,
                 trigger=policy.trigger,
             ),
-            follow=self.mode != "demand",
         )
         cycle = None
         if policy.name != "off":
@@ -239,9 +231,15 @@ class Replay:
 
     def _until_request(self, now: int) -> tuple[int, int | None]:
         """Go on until a free asks for a pass, but no further than a pass that it asks for may begin."""
-        until = min(self.end_ns, now + max(self._timer.delay_ns, _LEAST_STEP_NS))
+        until = min(self.end_ns, max(now + max(self._timer.delay_ns, _LEAST_STEP_NS), self._alone_until()))
         requested = self._advance(until, stop=True)
         return (until, None) if requested is None else (requested, requested)
+
+    def _alone_until(self) -> int:
+        """Up to when nothing happens but in the zone with the most to come: it may go so far ahead of the others."""
+        *others, _ = sorted(self._lanes, key=lambda lane: len(lane.plan) - lane.row)
+        coming = [int(lane.plan.t_ns[lane.row]) for lane in others if lane.row < len(lane.plan)]
+        return min(coming, default=self.end_ns + 1) - 1
 
     def _advance(self, until_ns: int, *, stop: bool) -> int | None:
         """Apply what the recording did up to ``until_ns``; with ``stop``, when a pass was asked for first, if it was.
@@ -255,7 +253,8 @@ class Replay:
             for index in sorted(waiting):
                 lane = self._lanes[index]
                 end = int(np.searchsorted(lane.plan.t_ns, target, side="right"))
-                self._move(lane, end, stop=stop)
+                if end > lane.row:
+                    self._move(lane, end, stop=stop)
                 if stop and lane.zone.requested():
                     requests.append(int(lane.plan.t_ns[lane.row - 1]))
                     waiting.discard(index)

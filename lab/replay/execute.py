@@ -18,8 +18,8 @@ def execute(payload: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         payload: ``traces``: names; ``start``: name of the snapshot or ""; ``from_ns``, ``to_ns``: int or None;
-            ``mode``: zone if not given; ``memory_bytes``, ``min_free_kbytes``: 0 if not given; ``settings``: fields of ``ReplaySettings``;
-            ``blocks``: bool.
+            ``mode``: zone if not given; ``memory_bytes``, ``min_free_kbytes``: 0 if not given; ``settings``: fields of
+            ``ReplaySettings``; ``blocks``: bool.
 
     Raises:
         UsageError: as ``read_recording``, ``scene_of`` and ``Replay``.

@@ -129,5 +129,3 @@ def _as_seen(start: Snapshot, pfn: npt.NDArray[np.int64], order: npt.NDArray[np.
         reported=np.array([row >= 0 and bool(start.reported[row]) for row in same], np.bool_),
         host_allocated_pages=counts,
     )
-
-

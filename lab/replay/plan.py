@@ -10,25 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from common.geometry import PAGEBLOCK_ORDER, Migratetype
-from lab.replay import hindsight
-from lab.replay.kernels import (
-    OF_PAGEBLOCK,
-    OP_ALLOC,
-    OP_CONVERT,
-    OP_FREE,
-    OP_GIVE,
-    OP_MOVE,
-    OP_STEAL,
-    OP_TAKE,
-    OP_TOUCH,
-)
+from lab.replay import hindsight, survey
+from lab.replay.kernels import OF_PAGEBLOCK, OP_ALLOC, OP_CONVERT, OP_FREE, OP_MOVE, OP_STEAL
 from lab.trace.columns import Columns
 from lab.trace.events import Event
 from lab.trace.snapshot import Snapshot
 
-__all__ = ["Plan", "Steal", "build_page_plan", "build_plan", "has_own_lists", "is_listed"]
+__all__ = ["Plan", "Steal", "build_page_plan", "build_plan", "is_listed"]
 
-_COSTLY = 3  # PAGE_ALLOC_COSTLY_ORDER: up to here, and at pageblock order, the per-CPU lists come first
 _STEAL = re.compile(
     r"fallback_order=(\d+) .*?fallback_migratetype=(\d+)(?:.*? change_ownership=(\d))?",
 )
@@ -84,7 +73,10 @@ class Plan:
 
     def of_pages(self, first: int, end: int) -> Plan:
         """The rows of one zone's pages, first <= pfn < end, counted from ``first``."""
-        rows = np.flatnonzero((self.pfn >= first) & (self.pfn < end))
+        inside = (self.pfn >= first) & (self.pfn < end)
+        if inside.all() and not first:
+            return self
+        rows = np.flatnonzero(inside)
         steals = [steal for steal in self.steals if first <= steal.pfn < end]
         return Plan(
             self.t_ns[rows],
@@ -101,11 +93,6 @@ class Plan:
         )
 
 
-def has_own_lists(order: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """Whether blocks of an order go through the per-CPU lists (pcp_allowed_order)."""
-    return np.asarray((order <= _COSTLY) | (order == PAGEBLOCK_ORDER), np.bool_)
-
-
 def is_listed(migratetype: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     """Whether a page can come from a list of this type; a number beyond is another kernel's, or none."""
     return np.asarray((migratetype >= 0) & (migratetype < Migratetype.ISOLATE), np.bool_)
@@ -117,35 +104,24 @@ def build_plan(rows: Columns, start: Snapshot | None = None) -> Plan:
     What reaches the buddy lists is mm_page_alloc_zone_locked, mm_page_pcpu_drain and, without an event of its own, the
     free of an order that has no per-CPU list; and what ``hindsight`` finds.
     """
-    event, order = rows["event"], rows["order"]
     unseen = _unseen(rows, start)
-    zone_free = (event == Event.mm_page_free) & ~has_own_lists(order)
-    bypass, silent = unseen == hindsight.BYPASS, unseen == hindsight.SILENT
     steals = _steals(rows)
-    op = np.full(len(rows), -1, np.int8)
-    op[event == Event.mm_page_alloc] = OP_TOUCH
-    op[event == Event.mm_page_alloc_zone_locked] = OP_TAKE
-    op[event == Event.mm_page_pcpu_drain] = OP_GIVE
-    op[zone_free | bypass] = OP_GIVE
-    op[silent] = OP_TAKE
-    migratetype = rows["migratetype"].astype(np.int8)
-    of_pageblock = zone_free | bypass | silent | ~is_listed(migratetype)
-    migratetype[of_pageblock & ((op == OP_GIVE) | (op == OP_TAKE))] = OF_PAGEBLOCK
-    pfn = rows["pfn"].astype(np.int64)
-    orders = order.astype(np.int8)
+    op = np.full(len(rows), survey.NOTHING, np.int8)
+    migratetype = np.full(len(rows), OF_PAGEBLOCK, np.int8)
     for steal in steals:
         op[steal.row] = steal.op
         migratetype[steal.row] = steal.to_type
-    kept = np.flatnonzero(op >= 0)
+    survey.plan_rows(rows["event"], rows["order"], rows["migratetype"], unseen, op, migratetype)
+    kept = np.flatnonzero(op != survey.NOTHING)
     return Plan(
         rows["t_ns"][kept],
         op[kept],
-        pfn[kept],
-        orders[kept],
+        rows["pfn"][kept].astype(np.int64),
+        rows["order"][kept].astype(np.int8),
         migratetype[kept],
         steals,
-        int(np.count_nonzero(bypass)),
-        int(np.count_nonzero(silent)),
+        int(np.count_nonzero(unseen == hindsight.BYPASS)),
+        int(np.count_nonzero(unseen == hindsight.SILENT)),
     )
 
 
@@ -181,8 +157,7 @@ def build_page_plan(rows: Columns, *, batched: bool) -> Plan:
 
 def _unseen(rows: Columns, start: Snapshot | None) -> npt.NDArray[np.uint8]:
     """What the events behind each free say of it: uint8 a row, as ``hindsight.find_unseen`` writes them."""
-    ends = rows["pfn"].astype(np.int64) + (np.int64(1) << rows["order"].astype(np.int64))
-    pages = int(ends.max(initial=0))
+    pages = int(survey.top_page(rows["event"], rows["pfn"], rows["order"]))
     known: npt.NDArray[np.int64] = np.zeros(pages, np.int64)
     if start is not None:
         pages = max(pages, start.n_pages, int((start.pfn + (np.int64(1) << start.order.astype(np.int64))).max()))
@@ -206,7 +181,8 @@ def _steals(rows: Columns) -> list[Steal]:
     found = []
     for row in np.flatnonzero(rows["event"] == Event.mm_page_alloc_extfrag).tolist():
         told = _STEAL.search(rows.text(row) or "")
-        if told is None or not (is_listed(rows["migratetype"][row : row + 1])[0] and int(told[2]) < Migratetype.ISOLATE):
+        types = np.array([rows["migratetype"][row], -1 if told is None else int(told[2])])
+        if told is None or not is_listed(types).all():
             continue
         found.append(
             Steal(

@@ -22,6 +22,7 @@ from lab.trace.store import TraceFile
 __all__ = ["Recording", "read_recording", "since_last_pass", "snapshot_time_ns"]
 
 _PARQUET = b"PAR1"
+_NEEDED = ("t_ns", "cpu", "event", "pfn", "order", "migratetype")
 _SNAPSHOT_NAME = re.compile(r"snap(\d+)")
 _SNAPSHOT_MARK = re.compile(r"snap idx=(\d+) t0=(\d+\.\d+) t1=(\d+\.\d+)")
 
@@ -122,20 +123,14 @@ def _is_imported(name: str) -> bool:
 
 
 def _rows_of(imported: TraceFile) -> Columns:
+    """The columns that a replay looks at."""
     arrays: dict[str, npt.NDArray[Any]] = {
-        name: np.ascontiguousarray(array) for name, array in imported.columns().items()
+        name: np.ascontiguousarray(array) for name, array in imported.columns(*_NEEDED).items()
     }
-    rows = len(imported)
-    arrays["line"] = np.zeros(rows, np.int64)
-    arrays["text_id"] = np.full(rows, NO_TEXT, np.int32)
-    texts = imported.texts()
-    with_text = _rows_with_text(imported)
+    with_text, texts = imported.texts()
+    arrays["text_id"] = np.full(len(imported), NO_TEXT, np.int32)
     arrays["text_id"][with_text] = np.arange(len(texts), dtype=np.int32)
-    return Columns(arrays, [text for _, _, text in texts])
-
-
-def _rows_with_text(imported: TraceFile) -> npt.NDArray[np.intp]:
-    return np.flatnonzero(np.array(imported.columns("text")["text"] != None, np.bool_))  # noqa: E711  an object array
+    return Columns(arrays, texts)
 
 
 def snapshot_time_ns(rows: Columns, start: Snapshot | None) -> int | None:

@@ -20,17 +20,19 @@ from common.geometry import (
 )
 from common.layout import NEVER_TOUCHED, RESIDENT, RETURNED
 from guest.allocator.zone import Zone, ZoneSettings
-from lab.replay import kernels
+from lab.replay import kernels, survey
 from lab.replay.plan import Plan, is_listed
 from lab.trace.snapshot import Snapshot
 
 __all__ = [
     "ZONE_ENDS",
+    "Part",
     "Place",
     "Watermarks",
     "batch_pages",
     "build_zone",
     "machine_pages",
+    "part_of",
     "places",
     "recommended_kbytes",
     "watermarks",
@@ -152,40 +154,47 @@ def batch_pages(zone: Place) -> int:
     return max(1, (1 << ((batch + batch // 2).bit_length() - 1)) - 1)
 
 
-def build_zone(
-    place: Place, marks: Watermarks, start: Snapshot, plan: Plan, settings: ZoneSettings, *, follow: bool = True
-) -> Zone:
-    """A zone of our own with the free blocks of the snapshot, and the host's pages under it.
+@dataclass(frozen=True)
+class Part:
+    """A zone of the recorded machine as the recording begins: what all replays of it share.
+
+    Attributes:
+        plan: its rows, pfns counted from the zone's first.
+        types: int64, of every pageblock. pfn, order, reported, list_type, turn: of its free blocks; ``turn`` sorts
+            those of a list. resident: uint8, what the host holds of every page.
+    """
+
+    place: Place
+    marks: Watermarks
+    plan: Plan
+    types: npt.NDArray[np.int64]
+    pfn: npt.NDArray[np.int64]
+    order: npt.NDArray[np.int64]
+    reported: npt.NDArray[np.bool_]
+    list_type: npt.NDArray[np.int64]
+    turn: npt.NDArray[np.int64]
+    resident: npt.NDArray[np.uint8]
+
+
+def part_of(place: Place, marks: Watermarks, start: Snapshot, plan: Plan, *, follow: bool) -> Part:
+    """One zone of a machine whose free blocks are those of ``start``.
 
     The snapshot tells neither types nor the order of the lists. A pageblock is of the type that the recording frees its
     pages under first, else of the one that they are taken from, else MOVABLE. A block is on the list that it is first
     taken from (before it was stolen, if it was), else on that of its pageblock. A list holds what is not reported
     first, in the order in which the recording takes it, then by pfn; what is reported comes behind, as drained.
-    Where pages are placed by an allocator of ours (not ``follow``), a list is by pfn, or shuffled if the zone is.
+    Where pages are placed by an allocator of ours (not ``follow``), a list is by pfn, as memory is freed at boot.
     """
-    zone = Zone.private(
-        replace(
-            settings,
-            memory_bytes=place.pages * PAGE_BYTES,
-            min_watermark=marks.lowest,
-            low_watermark=marks.low,
-        )
-    )
-    types = _pageblock_types(place, plan)
-    kernels.write_types(zone.address, types)
-    resident = np.full(place.pages, RESIDENT, np.uint8)
+    own = plan.of_pages(place.first, place.end)
+    types = _pageblock_types(place, own)
     inside = (start.pfn >= place.first) & (start.pfn < place.end)
     pfn = start.pfn[inside] - place.first
     order = start.order[inside].astype(np.int64)
-    reported = start.reported[inside] & (order >= settings.min_order)
     if follow:
-        first_take, list_type = _first_takes(pfn, order, plan, place.first, types)
+        turn, list_type = _first_takes(pfn, order, own, place, types)
     else:
-        shuffled = np.random.default_rng(settings.seed).permutation(pfn.size).astype(np.int64)
-        first_take = shuffled if settings.shuffle else pfn
-        list_type = types[pfn >> PAGEBLOCK_ORDER]
-    turn = np.lexsort((pfn, first_take, reported))
-    kernels.seed(zone.address, pfn[turn], order[turn], list_type[turn], reported[turn])
+        turn, list_type = np.zeros(pfn.size, np.int64), types[pfn >> PAGEBLOCK_ORDER]
+    resident = np.full(place.pages, RESIDENT, np.uint8)
     held = start.host_allocated_pages[inside]
     for head, size, was_reported, pages in zip(
         pfn.tolist(), (1 << order).tolist(), start.reported[inside].tolist(), held.tolist(), strict=True
@@ -193,48 +202,63 @@ def build_zone(
         away = RETURNED if was_reported else NEVER_TOUCHED
         known = (0 if was_reported else size) if pages < 0 else pages
         resident[head + known : head + size] = away
-    kernels.set_resident(zone.address, resident)
+    return Part(place, marks, own, types, pfn, order, start.reported[inside], list_type, turn, resident)
+
+
+def build_zone(part: Part, settings: ZoneSettings) -> Zone:
+    """A zone of our own with a part's free blocks, and the host's pages under it; its lists shuffled if it shuffles."""
+    zone = Zone.private(
+        replace(
+            settings,
+            memory_bytes=part.place.pages * PAGE_BYTES,
+            min_watermark=part.marks.lowest,
+            low_watermark=part.marks.low,
+        )
+    )
+    kernels.write_types(zone.address, part.types)
+    reported = part.reported & (part.order >= settings.min_order)
+    shuffled = np.random.default_rng(settings.seed).permutation(part.pfn.size) if settings.shuffle else part.turn
+    turn = np.lexsort((part.pfn, shuffled, reported))
+    kernels.seed(zone.address, part.pfn[turn], part.order[turn], part.list_type[turn], reported[turn])
+    kernels.set_resident(zone.address, part.resident)
     return zone
 
 
 def _pageblock_types(place: Place, plan: Plan) -> npt.NDArray[np.int64]:
     """Types at the start: what the first free says, else the first allocation; before a theft, whose it was."""
     types = np.full(place.pages >> PAGEBLOCK_ORDER, MOVABLE, np.int64)
-    told_ns = np.full(types.size, np.iinfo(np.int64).max, np.int64)
-    for op in (kernels.OP_ALLOC, kernels.OP_TAKE, kernels.OP_GIVE):  # what says more is written later
-        rows = np.flatnonzero((plan.op == op) & is_listed(plan.migratetype))
-        blocks, first = np.unique(plan.pfn[rows] >> PAGEBLOCK_ORDER, return_index=True)
-        types[blocks] = plan.migratetype[rows[first]]
-        told_ns[blocks] = plan.t_ns[rows[first]]
+    told = np.full(types.size, -1, np.int64)
+    survey.first_types(plan.op, plan.pfn, plan.migratetype, types, told)
     for steal in reversed(plan.steals):
         if not steal.convert:
             continue
         first_block = ((steal.pfn - place.first) & ~((1 << steal.order) - 1)) >> PAGEBLOCK_ORDER
         for block in range(first_block, first_block + max(1, (1 << steal.order) // PAGEBLOCK_PAGES)):
-            if told_ns[block] >= steal.t_ns:
+            if told[block] < 0 or plan.t_ns[told[block]] >= steal.t_ns:
                 types[block] = steal.from_type
     return types
 
 
 def _first_takes(
-    pfn: npt.NDArray[np.int64], order: npt.NDArray[np.int64], plan: Plan, base: int, types: npt.NDArray[np.int64]
+    pfn: npt.NDArray[np.int64],
+    order: npt.NDArray[np.int64],
+    plan: Plan,
+    place: Place,
+    types: npt.NDArray[np.int64],
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Of each free block: the row that takes from it first (a row beyond all for none), and the list it is on."""
     never = len(plan)
     first_take = np.full(pfn.size, never, np.int64)
-    list_type = types[pfn >> PAGEBLOCK_ORDER] if pfn.size else np.zeros(0, np.int64)
-    rows = np.flatnonzero((plan.op == kernels.OP_TAKE) | (plan.op == kernels.OP_ALLOC))
-    if not pfn.size or not rows.size:
-        return first_take, list_type
-    block = np.searchsorted(pfn, plan.pfn[rows], side="right") - 1
-    inside = (block >= 0) & (plan.pfn[rows] < pfn[block] + (np.int64(1) << order[block]))
-    touched, index = np.unique(block[inside], return_index=True)
-    first_take[touched] = rows[inside][index]
+    list_type = types[pfn >> PAGEBLOCK_ORDER]
+    block_of = np.full(place.pages, -1, np.int32)
+    for index, (head, size) in enumerate(zip(pfn.tolist(), (1 << order).tolist(), strict=True)):
+        block_of[head : head + size] = index
+    survey.first_rows(plan.op, plan.pfn, block_of, first_take)
+    touched = np.flatnonzero(first_take < never)
     taken_from = plan.migratetype[first_take[touched]]
     list_type[touched] = np.where(is_listed(taken_from), taken_from, list_type[touched])
     for steal in reversed(plan.steals):
-        at = int(np.searchsorted(pfn, steal.pfn - base, side="right")) - 1
-        inside_it = at >= 0 and steal.pfn - base < pfn[at] + (1 << int(order[at]))
-        if inside_it and (first_take[at] == never or plan.t_ns[first_take[at]] >= steal.t_ns):
+        at = int(block_of[steal.pfn - place.first])
+        if at >= 0 and (first_take[at] == never or plan.t_ns[first_take[at]] >= steal.t_ns):
             list_type[at] = steal.from_type
     return first_take, list_type

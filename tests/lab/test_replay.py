@@ -18,6 +18,7 @@ from guest.reporting.cycle import Cycle, Outcome
 from lab.replay import hindsight, kernels
 from lab.replay.against import RealPass, compare
 from lab.replay.engine import Pass
+from lab.replay.learn import corrected, first_events, learnt
 from lab.replay.plan import build_plan
 from lab.replay.source import Recording
 from lab.replay.start import ZONE_ENDS, machine_pages, places, recommended_kbytes, watermarks
@@ -256,7 +257,7 @@ def test_a_snapshot_of_before_is_corrected(tmp_path: Path) -> None:
 def test_without_a_snapshot_the_state_is_learnt_from_the_events() -> None:
     rows = columns((Event.mm_page_alloc_zone_locked, 2048, 9, 1, 0), (Event.mm_page_pcpu_drain, 64, 0, 1, 0))
     recording = Recording("rows", rows, {}, [], 10**9, 2 * 10**9, at_snapshot=False)
-    found, _ = corrected(nothing_known(), recording, PAGES)
+    found = learnt(recording, first_events(recording, PAGES))
     assert list(zip(found.pfn.tolist(), found.order.tolist(), strict=True)) == [(2048, 9)]
 
 
