@@ -188,6 +188,7 @@ def _replayed(namespace: argparse.Namespace) -> dict[str, Any]:
     from lab.replay.against import passes_of, read_real
     from lab.replay.engine import ReplaySettings
     from lab.replay.source import read_recording
+    from lab.trace.health import STRICT_SHARE
     from lab.trace.snapshot import read_snapshot
 
     start = read_snapshot(namespace.start) if namespace.start else None
@@ -201,6 +202,11 @@ def _replayed(namespace: argparse.Namespace) -> dict[str, Any]:
         memory_bytes=namespace.memory,
         min_free_kbytes=namespace.min_free_kbytes,
     )
+    if namespace.strict and scene.correction.share > STRICT_SHARE:
+        raise UsageError(
+            f"--strict: {namespace.start}: contradicts {scene.correction.share:.2%} of the pages that {recording.name} "
+            f"names; expected a snapshot taken as the recording begins, at most {STRICT_SHARE:.1%}"
+        )
     settings = ReplaySettings(
         policy=namespace.policy,
         min_order=namespace.min_order,

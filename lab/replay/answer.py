@@ -12,7 +12,7 @@ from common.geometry import PAGE_BYTES
 from lab.replay import kernels
 from lab.replay.against import RealPass, compare, real_residence
 from lab.replay.engine import Prices, Replay, ReplaySettings, list_sizes
-from lab.replay.learn import corrected, eased, first_events, has_zone_events, learnt
+from lab.replay.learn import Correction, corrected, eased, first_events, has_zone_events, learnt
 from lab.replay.plan import Plan, build_page_plan, build_plan
 from lab.replay.source import Recording
 from lab.replay.start import Part, Place, Watermarks, machine_pages, part_of, places, recommended_kbytes, watermarks
@@ -31,7 +31,7 @@ class Scene:
         start: the free lists as the recording begins.
         pages: of the machine.
         parts: its zones, in the order in which the kernel walks them.
-        corrected_pages: what of the snapshot was not so any more.
+        correction: what of the snapshot was not so any more.
     """
 
     recording: Recording
@@ -41,7 +41,7 @@ class Scene:
     pages: int
     parts: list[Part]
     min_free_kbytes: int
-    corrected_pages: int
+    correction: Correction
 
 
 def scene_of(
@@ -68,14 +68,16 @@ def scene_of(
         found = [Place("all", 0, found[-1].end)]
     zones = list(zip(found, watermarks(found, kbytes), strict=True))
     end = found[-1].end
-    changed = 0
+    correction = Correction()
     if start is None:
         first = first_events(recording, end, allocations_tell=not has_zone_events(recording))
         begin, zones = learnt(recording, first), eased(zones, first)
     else:
-        begin, changed = corrected(start, recording, end) if has_zone_events(recording) else (start, 0)
+        begin = start
+        if has_zone_events(recording):
+            begin, correction = corrected(start, recording, end)
     parts = [part_of(place, marks, begin, plan, follow=mode != "demand") for place, marks in zones]
-    return Scene(recording, mode, plan, begin, pages, parts, kbytes, changed)
+    return Scene(recording, mode, plan, begin, pages, parts, kbytes, correction)
 
 
 def _plan(recording: Recording, start: Snapshot | None, mode: str) -> Plan:
@@ -143,7 +145,8 @@ def answer(done: Replay, scene: Scene, *, blocks: bool) -> dict[str, Any]:
             "failed_pages": int(counts[kernels.C_FAILED]),
             "frees_without_event": scene.plan.unseen_frees,
             "takes_without_event": scene.plan.silent_takes,
-            "start_corrected_pages": scene.corrected_pages,
+            "start_corrected_pages": scene.correction.changed,
+            "start_contradicted_share": scene.correction.share,
         },
     }
     if blocks:

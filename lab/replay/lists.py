@@ -25,7 +25,7 @@ from common.layout import (
 )
 from common.native import kernel
 from guest.allocator.buddy import FPI_NONE, free_one, pageblock_type
-from guest.allocator.lists import next_node, unlink
+from guest.allocator.lists import free_list_head, next_node, unlink
 from guest.allocator.locked import ALLOC_NO_WATERMARKS
 from guest.allocator.percpu import (
     alloc_pages,
@@ -120,8 +120,27 @@ def fill_list(zone, slots, cpu, order, migratetype):  # type: ignore[no-untyped-
 
 
 @kernel
+def next_of_zone(zone, order, migratetype):  # type: ignore[no-untyped-def]
+    """The page that the zone would hand out next from the lists of ``migratetype``, -1 if they are empty."""
+    current = order
+    while current < N_ORDERS:
+        head = free_list_head(zone, current, migratetype)
+        node = next_node(zone, head)
+        if node != head:
+            return np.int64(node)
+        current += 1
+    return np.int64(-1)
+
+
+@kernel
 def take_page(zone, slots, cpu, pfn, order, migratetype, counts):  # type: ignore[no-untyped-def]
-    """Allocate exactly these pages, wherever they are free; what of them is in use stays so and is counted."""
+    """Allocate exactly these pages, wherever they are free; what of them is in use stays so and is counted.
+
+    If the zone would hand them out next it fills the list, as the kernel does, and they are the first of the batch.
+    """
+    has_list = has_pcp_list(zone, cpu, order, migratetype)
+    if has_list and next_of_zone(zone, order, migratetype) == pfn:
+        fill_list(zone, slots, cpu, order, migratetype)
     head, listed = listed_block(zone, pfn)
     if head == pfn and listed == order:
         off_list(zone, slots, head, order)
@@ -133,7 +152,7 @@ def take_page(zone, slots, cpu, pfn, order, migratetype, counts):  # type: ignor
         head, state = containing_block(zone, pfn, order)
     was = pageblock_type(zone, pfn) if head < 0 else (state >> MT_SHIFT) & MT_FIELD
     take_pages(zone, pfn, order, was, counts)
-    if has_pcp_list(zone, cpu, order, migratetype):
+    if has_list:
         fill_list(zone, slots, cpu, order, migratetype)
 
 

@@ -9,6 +9,8 @@ from lab.trace.health import lines_of
 
 __all__ = ["tell"]
 
+_MUCH_CONTRADICTED = 0.001
+
 # What is not known, or not as it should be, and what was done about it.
 _NOTES = {
     "taken_not_free_pages": "pages taken that were not free here: a free was missed, or the start differs",
@@ -44,7 +46,12 @@ def tell(talk: TextIO, found: dict[str, Any]) -> None:
         f"reported {format_size(found['reported_bytes'])}, {found['gib_min']:.3f} GiB·min, "
         f"{found['refaults']} refaults ({found['refault_s']:.3f} s), host {found['host_cpu_s']:.3f} s\n"
     )
-    talk.write("".join(f"  note: {count} {_NOTES[key]}\n" for key, count in unknown.items() if count))
+    talk.write("".join(f"  note: {unknown[key]} {text}\n" for key, text in _NOTES.items() if unknown[key]))
+    if unknown["start_contradicted_share"] > _MUCH_CONTRADICTED:
+        talk.write(
+            f"  note: what is done first to {unknown['start_contradicted_share']:.1%} of the pages contradicts the "
+            "snapshot: was it taken in this guest, as the recording began?\n"
+        )
     if against is not None:
         blocks, ratio = against["blocks_found"], against["bytes_ratio"]
         talk.write(
