@@ -282,20 +282,18 @@ def test_allocations_and_frees_alone_find_the_same_blocks(
     assert not any(found["unknown"].values())
 
 
-def test_a_demand_replay_places_pages_as_its_allocator_does(
+def test_a_demand_replay_takes_the_switches_of_its_allocator(
     tmp_path: Path, run_replay: Callable[..., dict[str, Any]]
 ) -> None:
-    """Same demand, other placement: what is in use at the end is the same; shuffled lists report other blocks."""
-    guest, trace, start = recorded(tmp_path)
+    """Same demand, same placement, same answer; the switches are told with it, and nothing goes without memory."""
+    _, trace, start = recorded(tmp_path)
     flags = (trace, "--start", start, *SMALL, "--mode", "demand", "--pcp-batch", "0", "--blocks")
-    plain, again, shuffled = (run_replay(*flags, *more) for more in ((), (), ("--shuffle", "--seed", "3")))
+    plain, again, other = (run_replay(*flags, *more) for more in ((), (), ("--shuffle", "--no-merge-likely")))
     assert plain == again
     assert plain["reported_bytes"] > 0
-    assert plain["unknown"]["failed_pages"] == shuffled["unknown"]["failed_pages"] == 0
-    assert shuffled["reported"] != plain["reported"]
-    assert shuffled["settings"]["shuffle"]
-    assert plain["first_touches"] + plain["refaults"] > 0
-    assert guest.reported
+    assert plain["unknown"]["failed_pages"] == other["unknown"]["failed_pages"] == 0
+    assert (plain["settings"]["shuffle"], plain["settings"]["merge_likely"]) == (False, True)
+    assert (other["settings"]["shuffle"], other["settings"]["merge_likely"]) == (True, False)
 
 
 def test_a_recording_without_allocations_is_refused_by_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -305,22 +303,14 @@ def test_a_recording_without_allocations_is_refused_by_page(tmp_path: Path, caps
     assert "mm_page_free" in capsys.readouterr().err
 
 
-def test_strict_refuses_an_imported_file_with_gaps_and_a_snapshot_that_does_not_fit(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    guest, trace, start = recorded(tmp_path)
+def test_strict_refuses_an_imported_file_with_gaps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What the import found holds for the replay too, though the text is not read again."""
+    guest, _, start = recorded(tmp_path)
     lossy, packed = tmp_path / "lossy.txt", str(tmp_path / "lossy.parquet")
     lossy.write_text("".join(["CPU:0 [LOST 5 EVENTS]\n", *guest.lines]))
     assert main(["import", str(lossy), "--out", packed, "--quiet"]) == 0
     assert main(["replay", packed, "--start", start, *SMALL, "--strict"]) == 2
     assert "lost by the recorder" in capsys.readouterr().err
-    stale = tmp_path / "stale.csv"  # without the first page that the recording takes
-    rows = Path(start).read_text().splitlines(keepends=True)
-    taken = next(int(line.split("pfn=")[1].split()[0], 0) for line in guest.lines if "zone_locked" in line)
-    stale.write_text("".join(row for row in rows if not row.startswith(f"{taken & ~15},")))
-    found = main(["replay", trace, "--start", str(stale), *SMALL, "--strict"])
-    told = capsys.readouterr()
-    assert (found, "contradicts" in told.err) in {(2, True), (0, False)}
 
 
 def test_many_settings_go_over_the_executor_seam(tmp_path: Path) -> None:

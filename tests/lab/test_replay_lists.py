@@ -14,9 +14,13 @@ from common.geometry import Migratetype
 from common.layout import ALLOCATED, FREE, KIND_MASK, ON_PCP
 from guest.allocator.zone import Zone, ZoneSettings
 from lab.replay import kernels, lists
+from lab.replay.answer import replay, scene_of
+from lab.replay.engine import ReplaySettings
 from lab.replay.plan import Plan, build_page_plan
+from lab.replay.source import Recording
 from lab.replay.start import Place, batch_pages
 from lab.trace.events import Event
+from lab.trace.snapshot import Snapshot
 from tests.lab.test_replay import PAGES, columns
 
 MOVABLE = int(Migratetype.MOVABLE)
@@ -161,6 +165,24 @@ def test_what_was_missed_is_counted_and_harms_nothing(move: Any) -> None:
     assert counts[kernels.C_NOT_FREE] == 1
     assert counts[kernels.C_NOT_USED] == 2 + 2
     assert zone.statistics().allocated_pages == 0
+
+
+def test_shuffled_lists_give_other_pages_to_the_same_demand() -> None:
+    """Eight of sixteen blocks of the top order: by pfn where lists are as at boot, by chance where they are not."""
+    rows = columns(*[(Event.mm_page_alloc, 1024 * index, 10, MOVABLE, 0) for index in range(8)])
+    recording = Recording("rows", rows, {}, [], 10**9, 2 * 10**9, at_snapshot=True)
+    heads = np.arange(0, 16384, 1024, dtype=np.int64)
+    held = np.zeros(heads.size, np.int64)
+    start = Snapshot("all", "blocks", heads, np.full(heads.size, 10, np.uint8), held != 0, held, 16384)
+    scene = scene_of(recording, start, mode="demand", min_free_kbytes=128)
+    left = []
+    for chosen in (ReplaySettings(), ReplaySettings(shuffle=True, seed=3), ReplaySettings(shuffle=True, seed=4)):
+        done = replay(scene, chosen)
+        done.run()
+        left.append(sorted(done.free_blocks()))
+    assert left[0] == list(range(8192, 16384, 1024))
+    assert len({tuple(one) for one in left}) == 3
+    assert {len(one) for one in left} == {8}
 
 
 def test_no_room_is_counted() -> None:
