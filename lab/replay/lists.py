@@ -27,15 +27,8 @@ from common.native import kernel
 from guest.allocator.buddy import FPI_NONE, free_one, pageblock_type
 from guest.allocator.lists import free_list_head, next_node, unlink
 from guest.allocator.locked import ALLOC_NO_WATERMARKS
-from guest.allocator.percpu import (
-    alloc_pages,
-    cpu_slot,
-    free_pages,
-    has_pcp_list,
-    pcp_list_head,
-    pcp_list_index,
-    refill,
-)
+from guest.allocator.percpu import alloc_pages, free_pages, has_pcp_list, refill
+from guest.allocator.slots import cpu_slot, pcp_list_head, pcp_list_index
 from guest.allocator.view import ctl_of, open_zone, pages_of, residence_of
 from lab.replay.kernels import (
     C_FAILED,
