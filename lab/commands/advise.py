@@ -24,7 +24,7 @@ __all__ = ["add_arguments", "run"]
 
 _HOUR_NS = 3600 * 10**9
 _TRIED = tuple(name for name in POLICIES if name not in {"off", "hint", "shared", "oracle"})
-_FILES = ("answer.md", "picture.png", "data.json")
+_FILES = ("answer.md", "picture.png", "picture.svg", "memory.png", "memory.svg", "data.json", "index.html")
 
 
 def _typed(parse: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -128,7 +128,11 @@ _FLAGS: tuple[tuple[str, dict[str, Any], str], ...] = (
         f"where the replays take place: {ADDRESSES} (default: processes)",
     ),
     ("--json", {"default": "", "metavar": "PATH|-"}, "write the result as JSON"),
-    ("--out", {"default": "", "metavar": "DIR"}, f"write {', '.join(_FILES)} there"),
+    (
+        "--out",
+        {"default": "", "metavar": "DIR"},
+        "write the page index.html, its pictures, answer.md, data.json",
+    ),
     ("--force", {"action": "store_true"}, "overwrite files that exist"),
     ("--quiet", {"action": "store_true"}, "print nothing"),
 )
@@ -171,12 +175,12 @@ def run(namespace: argparse.Namespace) -> int:
         ),
         None if namespace.quiet or not sys.stderr.isatty() else _tell,
     )
-    _write(namespace, outputs, advice)
+    _write(namespace, advice)
     return EXIT_OK
 
 
 def _tell(done: int, of: int) -> None:
-    sys.stderr.write(f"\r{done} of {of} settings replayed" + ("\n" if done == of else ""))
+    sys.stderr.write(f"\r{done} of {of} replays done" + ("\n" if done == of else ""))
     sys.stderr.flush()
 
 
@@ -198,24 +202,42 @@ def _check_outputs(namespace: argparse.Namespace, outputs: list[str]) -> None:
         check_output(namespace.out, force=False)  # that its parent is there and takes a new name
 
 
-def _write(namespace: argparse.Namespace, outputs: list[str], advice: Advice) -> None:
-    """To the terminal and to where it was asked for."""
-    from lab.advise.words import markdown
+def _write(namespace: argparse.Namespace, advice: Advice) -> None:
+    """To the terminal and to where it was asked for; the page last, so that all it speaks of is there."""
+    from lab.advise.text import markdown
 
-    text, facts = markdown(advice), advice.as_dict()
-    if outputs:
-        from lab.advise.picture import picture
-
-        drawn = picture(advice)
-        try:
-            os.makedirs(namespace.out, exist_ok=True)
-        except OSError as error:
-            raise MachineError(f"--out: {namespace.out}: {error.strerror}; name another folder") from error
-        data = json.dumps(facts, indent=2, allow_nan=False) + "\n"
-        page = f"{text}\n![Footprint against cost](picture.png)\n"
-        for content, path in zip((page.encode(), drawn, data.encode()), outputs, strict=True):
-            write_bytes(content, path, force=namespace.force)
+    facts = advice.as_dict()
+    if namespace.out:
+        for name, content in _contents(advice, facts, namespace.command_line).items():
+            write_bytes(content, os.path.join(_folder(namespace.out), name), force=namespace.force)
     if not namespace.quiet:
-        (sys.stderr if namespace.json == STDOUT else sys.stdout).write(text)
+        (sys.stderr if namespace.json == STDOUT else sys.stdout).write(markdown(advice))
     if namespace.json:
         write_json(facts, namespace.json, force=namespace.force)
+
+
+def _folder(path: str) -> str:
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise MachineError(f"--out: {path}: {error.strerror}; name another folder") from error
+    return path
+
+
+def _contents(advice: Advice, facts: dict[str, Any], command: list[str]) -> dict[str, bytes]:
+    """Every one of ``_FILES``, in their order."""
+    from lab.advise.page import page
+    from lab.advise.picture import pictures
+    from lab.advise.text import markdown
+
+    drawn = pictures(advice)
+    found = {
+        "answer.md": markdown(
+            advice, {title: [(f"{one.name}.png", one.title)] for title, one in drawn.items()}
+        ).encode(),
+        "data.json": (json.dumps(facts, indent=2, allow_nan=False) + "\n").encode(),
+        "index.html": page(advice, drawn, command).encode(),
+    }
+    for one in drawn.values():
+        found |= {f"{one.name}.png": one.png, f"{one.name}.svg": one.svg}
+    return {name: found[name] for name in _FILES}
