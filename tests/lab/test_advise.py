@@ -14,8 +14,8 @@ from common.geometry import Migratetype
 from lab.advise.choose import Want, choose, front, knee, sensitivity, without_rebuild
 from lab.advise.grid import DEFAULT, OFF, Setting, grid
 from lab.advise.measure import Drop, Row, large_frees, worst_after
-from lab.advise.wants import Target, parse_budget, parse_target
 from lab.advise.steps import how_to_set
+from lab.advise.wants import Target, parse_budget, parse_target
 from lab.cli import main
 from lab.replay.kernels import OP_GIVE, OP_TAKE, OP_TOUCH
 from lab.replay.plan import Plan
