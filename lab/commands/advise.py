@@ -13,8 +13,9 @@ from common.cli import EXIT_OK
 from common.errors import MachineError, UsageError
 from common.output import STDOUT, check_distinct, check_output, write_bytes, write_json
 from common.settings import POLICIES
-from common.units import parse_duration_ns, parse_size
+from common.units import parse_duration_ns
 from lab.advise.wants import BUDGET_WORDS, TARGET_WORDS, parse_budget, parse_target
+from lab.commands.trace_flags import MACHINE, START, Flag, add_flags
 from lab.experiment.engines import ADDRESSES, check_address
 
 if TYPE_CHECKING:
@@ -58,22 +59,8 @@ def _whole(text: str) -> int:
     return int(text)
 
 
-def _memory(text: str) -> int:
-    size = parse_size(text)
-    if size < 16 << 20 or size % 4096:
-        raise UsageError(f"{text!r}; allowed is whole pages from 16MiB on, such as 1GiB")
-    return size
-
-
-def _kbytes(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 1 << 30):
-        raise UsageError(f"{text!r}; allowed is 1 to {1 << 30}")
-    return int(text)
-
-
-# Flag, what argparse is told of it, and its help.
-_FLAGS: tuple[tuple[str, dict[str, Any], str], ...] = (
-    ("--start", {"default": "", "metavar": "SNAPSHOT"}, "the free lists when it begins: kpageflags or blocks.csv"),
+_FLAGS: tuple[Flag, ...] = (
+    START,
     (
         "--orders",
         {"type": _list(_whole, lambda value: value <= 10, "0 to 10"), "default": "0,4,9", "metavar": "LIST"},
@@ -112,16 +99,7 @@ _FLAGS: tuple[tuple[str, dict[str, Any], str], ...] = (
         {"type": _typed(parse_target), "metavar": "TARGET"},
         f"choose the cheapest under which memory falls so far after each large free: {TARGET_WORDS}",
     ),
-    (
-        "--memory",
-        {"type": _typed(_memory), "default": 0, "metavar": "SIZE"},
-        "the guest's memory (default: what the snapshot and the recording name, rounded up)",
-    ),
-    (
-        "--min-free-kbytes",
-        {"type": _typed(_kbytes), "default": 0, "metavar": "N"},
-        "the guest's vm.min_free_kbytes (default: the kernel's own rule with huge pages)",
-    ),
+    *MACHINE,
     (
         "--engine",
         {"type": _typed(check_address), "default": "processes", "metavar": "ADDRESS"},
@@ -140,11 +118,7 @@ _FLAGS: tuple[tuple[str, dict[str, Any], str], ...] = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's flags on ``parser``."""
-    parser.add_argument(
-        "trace", nargs="+", metavar="TRACE", help="recordings as `import` reads them, or a file that it wrote"
-    )
-    for flag, told, text in _FLAGS:
-        parser.add_argument(flag, help=text, **told)
+    add_flags(parser, _FLAGS)
 
 
 def run(namespace: argparse.Namespace) -> int:
