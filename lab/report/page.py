@@ -89,6 +89,7 @@ def as_cells(table: TableData) -> dict[str, Any]:
     return {
         "title": table.title,
         "headers": table.headers,
+        "words": table.words,
         "rows": [
             [{"text": text, "mark": sign, "kind": classes.get(sign, "")} for text, sign in zip(*pair, strict=True)]
             for pair in zip(table.rows, table.marks, strict=True)
