@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from common.cli import EXIT_OK
 from common.errors import UsageError
 from common.output import STDOUT, check_distinct, check_output, write_json
 from common.settings import POLICIES
-from common.units import parse_duration_ns, parse_size
+from common.units import parse_duration_ns
+from lab.commands.trace_flags import MACHINE, START, Flag, add_flags, checked, whole
 
 if TYPE_CHECKING:
     from lab.replay.source import Recording
@@ -26,38 +25,15 @@ _TIMES = ("timer", "recorded")
 _REPLAYED = tuple(name for name in POLICIES if name not in {"hint", "shared", "oracle"})
 
 
-def _read(parse: Callable[[str], Any], check: Callable[[Any], bool], allowed: str) -> Callable[[str], Any]:
-    def read(text: str) -> Any:
-        value = None
-        with contextlib.suppress(UsageError, ValueError, OverflowError):
-            value = parse(text)
-        if value is None or not check(value):
-            raise argparse.ArgumentTypeError(f"{text!r}; allowed is {allowed}")
-        return value
-
-    return read
-
-
-def _whole(low: int, high: int) -> Callable[[str], Any]:
-    def parse(text: str) -> int:
-        return int(text) if text.isascii() and text.isdigit() else low - 1
-
-    return _read(parse, lambda value: low <= value <= high, f"{low} to {high}")
-
-
-_SECONDS = _read(
+_SECONDS = checked(
     lambda text: round(float(text) * 1e9),
     lambda value: 0 <= value < 1 << 62,
     "seconds on the recording's clock, such as 56.3",
 )
-_DURATION = _read(parse_duration_ns, lambda value: value <= _HOUR_NS, "0 to 1h with a unit, such as 100ms")
-_MEMORY = _read(
-    parse_size, lambda value: value >= 16 << 20 and value % 4096 == 0, "whole pages from 16MiB on, such as 1GiB"
-)
+_DURATION = checked(parse_duration_ns, lambda value: value <= _HOUR_NS, "0 to 1h with a unit, such as 100ms")
 
-# Flag, what argparse is told of it, and its help.
-_FLAGS: tuple[tuple[str, dict[str, Any], str], ...] = (
-    ("--start", {"default": "", "metavar": "SNAPSHOT"}, "the free lists when it begins: kpageflags or blocks.csv"),
+_FLAGS: tuple[Flag, ...] = (
+    START,
     (
         "--from",
         {"dest": "from_ns", "type": _SECONDS, "metavar": "S"},
@@ -73,38 +49,29 @@ _FLAGS: tuple[tuple[str, dict[str, Any], str], ...] = (
         ),
     ),
     ("--policy", {"choices": _REPLAYED, "default": "rotate"}, "who reports (default: rotate, which is mainline)"),
-    ("--min-order", {"type": _whole(0, 10), "default": 9, "metavar": "N"}, "lowest order reported (default: 9)"),
+    ("--min-order", {"type": whole(0, 10), "default": 9, "metavar": "N"}, "lowest order reported (default: 9)"),
     (
         "--delay",
         {"dest": "delay_ns", "type": _DURATION, "metavar": "TIME"},
         "from request to pass (default: that of the policy)",
     ),
-    ("--capacity", {"type": _whole(1, 1024), "metavar": "N"}, "blocks a report (default: that of the policy)"),
+    ("--capacity", {"type": whole(1, 1024), "metavar": "N"}, "blocks a report (default: that of the policy)"),
     (
         "--high-water-mark",
-        {"type": _whole(0, 1 << 20), "metavar": "N"},
+        {"type": whole(0, 1 << 20), "metavar": "N"},
         "unreported blocks that ask for a run (default: that of the policy)",
     ),
-    (
-        "--memory",
-        {"type": _MEMORY, "default": 0, "metavar": "SIZE"},
-        "the guest's memory (default: what the snapshot and the recording name, rounded up)",
-    ),
-    (
-        "--min-free-kbytes",
-        {"type": _whole(1, 1 << 30), "default": 0, "metavar": "N"},
-        "the guest's vm.min_free_kbytes (default: the kernel's own rule with huge pages)",
-    ),
-    ("--pcp-batch", {"type": _whole(0, 4096), "metavar": "N"}, "page, demand: pages moved to and from a per-CPU list"),
-    ("--pcp-high", {"type": _whole(1, 1 << 28), "metavar": "N"}, "page, demand: pages of a CPU's lists at most"),
+    *MACHINE,
+    ("--pcp-batch", {"type": whole(0, 4096), "metavar": "N"}, "page, demand: pages moved to and from a per-CPU list"),
+    ("--pcp-high", {"type": whole(1, 1 << 28), "metavar": "N"}, "page, demand: pages of a CPU's lists at most"),
     ("--shuffle", {"action": "store_true", "default": None}, "demand: shuffle the free lists"),
     (
         "--merge-likely",
         {"action": argparse.BooleanOptionalAction},
         "demand: put a block to the tail where it is likely to merge (default: yes)",
     ),
-    ("--seed", {"type": _whole(0, (1 << 32) - 1), "metavar": "N"}, "demand: of the shuffle (default: 1)"),
-    ("--hz", {"type": _whole(10, 1000), "default": 250, "metavar": "N"}, "the guest's CONFIG_HZ (default: 250)"),
+    ("--seed", {"type": whole(0, (1 << 32) - 1), "metavar": "N"}, "demand: of the shuffle (default: 1)"),
+    ("--hz", {"type": whole(10, 1000), "default": 250, "metavar": "N"}, "the guest's CONFIG_HZ (default: 250)"),
     (
         "--tick-phase",
         {"dest": "phase_ns", "type": _DURATION, "metavar": "TIME"},
@@ -145,11 +112,7 @@ _FLAGS: tuple[tuple[str, dict[str, Any], str], ...] = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's flags on ``parser``."""
-    parser.add_argument(
-        "trace", nargs="+", metavar="TRACE", help="recordings as `import` reads them, or a file that it wrote"
-    )
-    for flag, told, text in _FLAGS:
-        parser.add_argument(flag, help=text, **told)
+    add_flags(parser, _FLAGS)
 
 
 def run(namespace: argparse.Namespace) -> int:
