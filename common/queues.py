@@ -94,6 +94,11 @@ class Queue:
             raise PeerError(f"queue {name} must be owned by user {os.geteuid()} with mode 0600")
         return cls(name, queue)
 
+    @property
+    def waiting(self) -> int:
+        """Messages in the queue now."""
+        return int(self._queue.current_messages)
+
     def fileno(self) -> int:
         """Descriptor, for a selector."""
         return int(self._queue.mqd)
@@ -153,9 +158,16 @@ class Queue:
 
 
 def unlink_queue(name: str) -> None:
-    """Remove queue ``name`` if there is one."""
-    with contextlib.suppress(posix_ipc.ExistentialError):
-        posix_ipc.unlink_message_queue(name)
+    """Remove queue ``name`` if there is one.
+
+    Raises:
+        NameInUseError: it is another user's.
+    """
+    try:
+        with contextlib.suppress(posix_ipc.ExistentialError):
+            posix_ipc.unlink_message_queue(name)
+    except (posix_ipc.Error, OSError) as error:
+        raise NameInUseError(f"queue {name} belongs to another user; choose another --name") from error
 
 
 def create_control_queue(lab: str) -> Queue:
