@@ -80,6 +80,8 @@ def check_ownership(descriptor: int, name: str) -> None:
         SegmentError: wrong owner or mode.
     """
     status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        raise SegmentError(f"{name}: not a plain shared-memory object of one name; remove /dev/shm{name}")
     if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
         raise SegmentError(
             f"{name}: owner {status.st_uid}, mode {stat.S_IMODE(status.st_mode):04o}; "
@@ -88,9 +90,16 @@ def check_ownership(descriptor: int, name: str) -> None:
 
 
 def unlink_object(name: str) -> None:
-    """Remove the name if it is there; mappings live on until they are dropped."""
-    with contextlib.suppress(posix_ipc.ExistentialError):
-        posix_ipc.unlink_shared_memory(name)
+    """Remove the name if it is there; mappings live on until they are dropped.
+
+    Raises:
+        NameInUseError: it is another user's.
+    """
+    try:
+        with contextlib.suppress(posix_ipc.ExistentialError):
+            posix_ipc.unlink_shared_memory(name)
+    except (posix_ipc.Error, OSError) as error:
+        raise NameInUseError(f"{name} belongs to another user; choose another --name") from error
 
 
 def check_header(header: np.ndarray, size_bytes: int, name: str) -> None:

@@ -18,7 +18,7 @@ from common.errors import LabError, MachineError, NameInUseError
 from common.messages import Announce, encode
 from common.names import SHM_DIR, ack_queue, control_queue, guests_in_shm, ram_object, report_queue, zone_object
 from common.queues import Queue, create_control_queue, unlink_queue
-from common.ramobject import remove_if_dead
+from common.ramobject import dead_object
 from host.objects import unlink_shared_memory
 
 __all__ = ["LabName", "announce", "lock_object"]
@@ -79,9 +79,14 @@ def _take_lock(lab: str) -> int:
     path = SHM_DIR + lock_object(lab)
     while True:
         try:
-            descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+        except PermissionError:
+            raise _foreign(path, lab) from None
         except OSError as error:
             raise MachineError(f"cannot open {path}: {error.strerror}; is {SHM_DIR} mounted and writable?") from error
+        if not _is_plain(descriptor):
+            os.close(descriptor)
+            raise _foreign(path, lab)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -94,6 +99,16 @@ def _take_lock(lab: str) -> int:
                 os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
                 return descriptor
         os.close(descriptor)  # its last holder removed the name between our open and our lock
+
+
+def _is_plain(descriptor: int) -> bool:
+    """Whether this is a file of ours alone. A second link to a guest's memory would be emptied for our pid."""
+    status = os.fstat(descriptor)
+    return stat.S_ISREG(status.st_mode) and status.st_nlink <= 1 and status.st_uid == os.geteuid()
+
+
+def _foreign(path: str, lab: str) -> NameInUseError:
+    return NameInUseError(f"name: {path} is not a plain file of ours, so {lab!r} is taken; choose another --name")
 
 
 def announce(lab: str) -> int:
@@ -124,12 +139,12 @@ def announce(lab: str) -> int:
 def _remove_dead_guest(lab: str, guest: str) -> bool:
     """Remove the names of a guest whose process is gone, as a host that had lived would have; False if it lives."""
     try:
-        if not remove_if_dead(SHM_DIR + ram_object(lab, guest)):
-            return False
+        with dead_object(SHM_DIR + ram_object(lab, guest)) as dead:
+            if dead:
+                unlink_shared_memory(zone_object(lab, guest))
+                for queue in (report_queue(lab, guest), ack_queue(lab, guest)):
+                    with contextlib.suppress(LabError):
+                        unlink_queue(queue)
+            return dead
     except OSError:
         return False
-    unlink_shared_memory(zone_object(lab, guest))
-    for queue in (report_queue(lab, guest), ack_queue(lab, guest)):
-        with contextlib.suppress(OSError):
-            unlink_queue(queue)
-    return True
