@@ -47,6 +47,7 @@ class RamObject:
         self.name = name
         self.ram_bytes = ram_bytes
         self._descriptor = descriptor
+        self._owner: tuple[int, int] | None = None  # who created it, not who opened it too
         self._map: mmap.mmap | None = None
 
     @classmethod
@@ -75,8 +76,10 @@ class RamObject:
             if error.errno in {errno.ENOSPC, errno.EFBIG, errno.ENOMEM}:
                 raise _no_space(ram_bytes, _free_bytes()) from error
             raise MachineError(f"cannot create {path}: {error.strerror}") from error
-        _owned_here.add(_identity(descriptor))
-        return cls(name, descriptor, ram_bytes)
+        created = cls(name, descriptor, ram_bytes)
+        created._owner = _identity(descriptor)
+        _owned_here.add(created._owner)
+        return created
 
     @classmethod
     def open(cls, lab: str, guest: str, *, ram_bytes: int) -> Self:
@@ -184,7 +187,8 @@ class RamObject:
                 self._map.close()
             self._map = None
         if self._descriptor >= 0:
-            _owned_here.discard(_identity(self._descriptor))
+            if self._owner is not None:
+                _owned_here.discard(self._owner)
             os.close(self._descriptor)
             self._descriptor = -1
 
