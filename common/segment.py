@@ -21,6 +21,8 @@ from common.errors import MachineError, NameInUseError, SegmentError
 from common.geometry import MAX_PAGES, MIN_MEMORY_BYTES, PAGE_SHIFT, PAGEBLOCK_PAGES
 
 _RESERVED_BYTES = 256 << 20
+# What opening a link, a folder or a socket answers.
+_STRANGE = {errno.ELOOP, errno.EISDIR, errno.ENXIO}
 
 __all__ = ["Segment", "check_header", "check_ownership", "open_object", "unlink_object"]
 
@@ -48,6 +50,8 @@ def open_object(name: str, *, create_bytes: int = 0) -> int:
             raise NameInUseError(f"{name}: exists already; choose another name, or remove /dev/shm{name}") from error
         raise SegmentError(f"{name}: no such shared-memory object; is its guest running?") from error
     except (posix_ipc.PermissionsError, OSError) as error:
+        if getattr(error, "errno", None) in _STRANGE:
+            raise SegmentError(f"{name}: not a shared-memory object; remove /dev/shm{name}") from error
         raise MachineError(f"{name}: {error}; /dev/shm must be mounted and writable for this user") from error
     try:
         _reserve(descriptor, create_bytes)

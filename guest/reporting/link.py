@@ -366,7 +366,7 @@ class Link:
             with self._condition:
                 if message.epoch == self._hello.epoch and message.seq == self._awaited:
                     messages.unpack_zeroed(message.zeroed, self._awaited_blocks)  # or it is no answer to this report
-                    self._ack = message
+                    self._ack, self._awaited = message, 0  # the first answer counts: another one of the host is stale
                     self._condition.notify_all()
                 else:
                     self._stale += 1
@@ -376,7 +376,7 @@ class Link:
             self._meet_host(message.host_pid)
         elif isinstance(message, messages.Announce):
             self._hello_due = True
-        elif isinstance(message, messages.Refuse):
+        elif isinstance(message, messages.Refuse) and not self.connected:  # whom it has welcomed it cannot refuse
             if not self._refused:
                 self._refused = True
                 self._on_refused(UsageError(f"the host refused guest {self._hello.guest!r}: {message.reason}"))
