@@ -1,6 +1,6 @@
 # Every target makes its own virtual environment from the pinned versions; nothing has to be installed before.
 #   make PYTHON=/path/to/python3.12 test     another interpreter for the environment
-#   make demo DEMO_FLAGS="--guests 4"        flags for run_demo.py (likewise TEST_FLAGS, STRESS_FLAGS, BENCH_FLAGS, FUZZ_FLAGS)
+#   make demo DEMO_FLAGS="--guests 4"        flags for run_demo.py (likewise TEST_, STRESS_, FUZZ_ and BENCH_FLAGS)
 
 PYTHON ?= python3
 DEMO_FLAGS ?=

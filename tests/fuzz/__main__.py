@@ -40,13 +40,13 @@ def _run() -> int:
     namespace = parser.parse_args()
     if namespace.replay:
         return _replay(Path(namespace.replay))
+    folder = Path(namespace.folder)
+    folder.mkdir(parents=True, exist_ok=True)
     if namespace.json:
         check_output(namespace.json, force=namespace.force)
     parts = namespace.only or list(_PARTS)
     if importlib.util.find_spec("atheris") is None and parts != ["flood"]:
         raise MachineError("atheris is not installed; run `make fuzz`, or pass --only flood, which does without")
-    folder = Path(namespace.folder)
-    folder.mkdir(parents=True, exist_ok=True)
     outcomes = []
     for part in parts:
         sys.stderr.write(f"{part} ...\n")
