@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from types import TracebackType
@@ -34,6 +35,7 @@ _CAPACITY = 16
 _REPORTS_A_SLICE = 300
 _SETTLING_S = 0.3  # for the flood to use up what its bucket has gained while it was stopped
 _PATIENCE_S = 20.0
+_LOOK_S = 0.1  # how soon a flood that is held off sees that it is to end
 _TARGET = 1.25
 _FLOODS = {"rubbish": "rubbish", "unawaited": "reports that do not wait"}
 
@@ -151,16 +153,13 @@ def _flooding(host: LiveHost, flood: str) -> Iterator[subprocess.Popen[bytes]]:
 
 def _flood(lab: str, kind: str) -> None:
     """Until SIGTERM. What it is answered is taken out, so that it does not even lose that."""
-
-    def stop(_number: int, _frame: object) -> None:
-        raise SystemExit
-
-    signal.signal(signal.SIGTERM, stop)
+    stopping = threading.Event()
+    signal.signal(signal.SIGTERM, lambda _number, _frame: stopping.set())
     with _Guest(lab, "flood") as guest:
         sys.stdout.write("here\n")
         sys.stdout.flush()
-        while True:
-            guest.reports.send(b"rubbish" if kind == "rubbish" else guest.next_report(), None)
+        while not stopping.is_set():
+            guest.reports.send(b"rubbish" if kind == "rubbish" else guest.next_report(), _LOOK_S)
             while guest.acks.receive(0) is not None:
                 pass
 

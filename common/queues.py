@@ -134,7 +134,9 @@ class Queue:
                 if time.monotonic() >= deadline:
                     return None
             except posix_ipc.SignalError:
-                pass  # a Python handler has run by now; if it raised, we are not here
+                # A Python handler has run by now. KeyboardInterrupt alone would have got through: what else a handler
+                # raises posix_ipc replaces by this, so a handler that is to end something must note it.
+                pass
             if timeout_s is not None:
                 remaining = max(0.0, deadline - time.monotonic())
 
