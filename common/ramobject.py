@@ -2,9 +2,10 @@
 
 The guest creates and maps it. The host works on the descriptor alone, so a guest that shrinks the object or scribbles
 over it harms only itself. Layout: ``ram_bytes`` of memory (0 for the ``model`` backend), then one page, always
-populated, whose first word is ``withdrawn_seq`` (little-endian u64). From byte 64 of that page on stands what the guest
-says of itself, its hello as it is sent. A hello can be sent by anybody and names a guest; only who has that guest's
-object can have written it there. So the host believes a hello that stands in the named guest's gate page, and no other.
+populated, of little-endian u64: ``withdrawn_seq``, and ``kept``, 1 if the guest's names outlive its process. From byte
+64 of that page on stands what the guest says of itself, its hello as it is sent. A hello can be sent by anybody and
+names a guest; only who has that guest's object can have written it there. So the host believes a hello that stands in
+the named guest's gate page, and no other.
 
 The gate: every report with ``seq <= withdrawn_seq`` must not be discarded. Both sides look at that word, and the host
 discards, only while they hold ``flock`` on their own open of the object. So a host that was stopped between receive and
@@ -28,33 +29,40 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
 
+from common import faults
 from common.errors import MachineError, NameInUseError, PeerError
 from common.geometry import PAGE_BYTES
 from common.names import SHM_DIR, ram_object
 
-__all__ = ["GATE_BYTES", "RamObject", "dead_object", "has_said", "remove_if_dead"]
+__all__ = ["GATE_BYTES", "RamObject", "dead_object", "has_said", "is_kept", "remove_if_dead"]
 
 GATE_BYTES = PAGE_BYTES
 _SAID_OFFSET = 64
 _WORD = struct.Struct("<Q")
+_KEPT_OFFSET = _WORD.size
+# Reports of one guest process, at most: what a successor gives up of those that it knows nothing of.
+_MOST_REPORTS = 1 << 40
 _STAT_BLOCK_BYTES = 512  # unit of st_blocks, stat(2)
 
 
 class RamObject:
-    """An open RAM object of ``ram_bytes`` bytes of memory."""
+    """An open RAM object of ``ram_bytes`` bytes of memory. ``owned``: this process has the owner's lock on it."""
 
-    def __init__(self, name: str, descriptor: int, ram_bytes: int) -> None:
+    def __init__(self, name: str, descriptor: int, ram_bytes: int, *, owned: bool = False) -> None:
         self.name = name
         self.ram_bytes = ram_bytes
         self._descriptor = descriptor
-        self._owner: tuple[int, int] | None = None  # who created it, not who opened it too
+        self._owned = _identity(descriptor) if owned else None
+        if self._owned is not None:
+            _owned_here.add(self._owned)
         self._map: mmap.mmap | None = None
 
     @classmethod
-    def create(cls, lab: str, guest: str, *, ram_bytes: int) -> Self:
+    def create(cls, lab: str, guest: str, *, ram_bytes: int, kept: bool = False) -> Self:
         """A new object, mode 0600, memory not populated, nothing withdrawn. For the guest.
 
         From now on this process owns the guest's name: what a dead guest of that name left behind is replaced.
+        ``kept``: should this process die, nobody but a successor removes its names.
 
         Raises:
             NameInUseError: a live process owns the name.
@@ -69,17 +77,34 @@ class RamObject:
         try:
             os.fchmod(descriptor, 0o600)  # whatever the umask took away
             os.ftruncate(descriptor, ram_bytes + GATE_BYTES)
-            os.pwrite(descriptor, bytes(GATE_BYTES), ram_bytes)
+            faults.reach("ram.sized")
+            os.pwrite(descriptor, _WORD.pack(0) + _WORD.pack(kept) + bytes(GATE_BYTES - 2 * _WORD.size), ram_bytes)
         except OSError as error:
             os.close(descriptor)
             os.unlink(path)
             if error.errno in {errno.ENOSPC, errno.EFBIG, errno.ENOMEM}:
                 raise _no_space(ram_bytes, _free_bytes()) from error
             raise MachineError(f"cannot create {path}: {error.strerror}") from error
-        created = cls(name, descriptor, ram_bytes)
-        created._owner = _identity(descriptor)
-        _owned_here.add(created._owner)
-        return created
+        return cls(name, descriptor, ram_bytes, owned=True)
+
+    @classmethod
+    def adopt(cls, lab: str, guest: str, *, ram_bytes: int) -> Self:
+        """The object of a guest whose process is gone, with its memory as it is. For the guest that takes its place.
+
+        Its names outlive that one too.
+
+        Raises:
+            PeerError: as ``open``. NameInUseError: its owner lives.
+        """
+        path = SHM_DIR + ram_object(lab, guest)
+        found = None if _is_ours(path) else cls.open(lab, guest, ram_bytes=ram_bytes)
+        if found is None or not _lock(found.fileno()):
+            holder = _holder_at(path)
+            if found is not None:
+                found.close()
+            raise NameInUseError(f"guest {guest!r} lives (process {holder}); stop it first, or use --join")
+        os.pwrite(found.fileno(), _WORD.pack(1), ram_bytes + _KEPT_OFFSET)
+        return cls(found.name, found.fileno(), ram_bytes, owned=True)
 
     @classmethod
     def open(cls, lab: str, guest: str, *, ram_bytes: int) -> Self:
@@ -172,6 +197,15 @@ class RamObject:
         if seq > self.withdrawn_seq():
             os.pwrite(self._descriptor, _WORD.pack(seq), self.ram_bytes)
 
+    def withdraw_all(self) -> int:
+        """Give up every report that the process before this one may have sent; the number that the next one follows.
+
+        For a guest that has adopted the object, and holds the gate.
+        """
+        last = self.withdrawn_seq() + _MOST_REPORTS
+        self.withdraw(last)
+        return last
+
     def say(self, hello: bytes) -> None:
         """Write into the gate page what the guest says of itself. For the guest, before it sends the same."""
         os.pwrite(self._descriptor, hello, self.ram_bytes + _SAID_OFFSET)
@@ -187,8 +221,8 @@ class RamObject:
                 self._map.close()
             self._map = None
         if self._descriptor >= 0:
-            if self._owner is not None:
-                _owned_here.discard(self._owner)
+            if self._owned is not None:
+                _owned_here.discard(self._owned)
             os.close(self._descriptor)
             self._descriptor = -1
 
@@ -269,6 +303,30 @@ def remove_if_dead(path: str) -> bool:
         return True
 
 
+def is_kept(path: str) -> bool:
+    """Whether the RAM object at ``path`` (under ``SHM_DIR``) is that of a guest whose names outlive it. Raises nothing.
+
+    Asked of objects whose owner is gone; of one that is this process's own the answer is False. The word is the guest's
+    own claim: it decides what becomes of the guest's own names, and of nothing else.
+    """
+    if _is_ours(path):
+        return False
+    try:
+        descriptor = os.open(path, _OPEN)
+    except OSError:
+        return False
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_size < GATE_BYTES:
+            return False
+        word = os.pread(descriptor, _WORD.size, status.st_size - GATE_BYTES + _KEPT_OFFSET)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return len(word) == _WORD.size and _WORD.unpack(word)[0] == 1
+
+
 # O_NONBLOCK: a FIFO in its place must not make us wait, nor a lease that its guest has taken on it.
 _OPEN = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 # Objects that this process owns, by device and inode: the kernel's record locks do not hold against their own process.
@@ -296,6 +354,7 @@ def _create_owned(path: str) -> int:
             raise NameInUseError(f"{path} belongs to {who}; choose another --name") from None
         except OSError as error:
             raise MachineError(f"cannot create {path}: {error.strerror}; is {SHM_DIR} mounted and writable?") from error
+        faults.reach("ram.created")
         if _lock(descriptor) and _stands_for(path, descriptor):
             return descriptor
         os.close(descriptor)  # between our open and our lock somebody took it for a dead one's: try again

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
 
+from common import faults
 from common.errors import MessageError
 from common.messages import BLOCK_BYTES, Goodbye, Hello, Report, RunEnd, decode
 from common.queues import CONTROL_DEPTH
@@ -298,9 +299,12 @@ class Host:
             guest.answer(reject_report(report, guest.counters))
             return blocks
         guest.last_seq = report.seq
+        faults.reach("host.received")
         ram = guest.objects.ram
         ack = process_report(report, guest.hello, ram, guest.backend, guest.counters, self._discarding)
+        faults.reach("host.ungated")
         guest.answer(ack)
+        faults.reach("host.answered")
         self._count_latency(guest, report.pulled_ns)
         return blocks
 

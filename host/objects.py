@@ -11,6 +11,7 @@ import contextlib
 import os
 from dataclasses import dataclass
 
+from common import faults
 from common.errors import LabError, PeerError
 from common.geometry import PAGE_BYTES
 from common.messages import ACK_MSG_BYTES, MAX_CAPACITY, Hello, report_msg_bytes
@@ -54,6 +55,7 @@ class Identities:
         zone = zone_object(self.lab, self.guest)
         if self.zone is not None and shared_memory_identity(zone) == self.zone:
             unlink_shared_memory(zone)
+        faults.reach("host.removing")
         for name, identity in ((report_queue, self.report), (ack_queue, self.ack)):
             if identity is not None and queue_identity(name(self.lab, self.guest)) == identity:
                 with contextlib.suppress(LabError):

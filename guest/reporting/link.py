@@ -35,7 +35,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common import messages, names
+from common import faults, messages, names
 from common.errors import LabError, MachineError, MessageError, PeerError, UsageError
 from common.messages import CMD_DONE, CMD_FIRST_RUN, Status
 from common.queues import ACK_DEPTH, Queue, create_ack_queue, create_report_queue
@@ -84,6 +84,7 @@ class Link:
         on_refused: called from the link's thread when a host refuses this guest, with the reason.
         deadline_ns: how long a report may wait for its acknowledgement, and the end of a run for the host's DONE.
         wait_for_ack: False sends reports and waits for nothing: the host may discard what is long in use again.
+        last_sequence: number that the reports follow on; what the process before this one withdrew up to.
 
     Raises:
         MachineError: queues exhausted. NameInUseError: the queues of this name exist.
@@ -98,6 +99,7 @@ class Link:
         deadline_ns: int,
         on_refused: Callable[[LabError], None],
         wait_for_ack: bool = True,
+        last_sequence: int = 0,
     ) -> None:
         self._lab = lab
         self._hello = hello
@@ -109,7 +111,7 @@ class Link:
         self._condition = threading.Condition()
         self._host_pidfd = -1
         self._connections = self._reports = self._withdrawn = self._failed = self._stale = self._malformed = 0
-        self._sequence = 0
+        self._sequence = last_sequence
         self._ack: messages.Ack | None = None
         self._awaited = 0
         self._awaited_blocks = 0
@@ -125,6 +127,7 @@ class Link:
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         ram.say(messages.encode(hello))
         self._acks = create_ack_queue(lab, hello.guest)
+        faults.reach("queue.acks-made")
         try:
             self._out = create_report_queue(lab, hello.guest, capacity=hello.capacity)
         except BaseException:
@@ -209,6 +212,7 @@ class Link:
             )
         )
         sent = self._out.send(message, self.deadline_s)
+        faults.reach("report.sent")
         if not self._wait_for_ack:
             with self._condition:
                 self._awaited = 0  # its acknowledgement will be one of nobody's
@@ -220,6 +224,7 @@ class Link:
                     max(0.0, deadline - time.monotonic()),
                 )
         outcome, ack = self._settle(sequence)
+        faults.reach("ack.taken")
         return Answer(outcome, none if ack is None else messages.unpack_zeroed(ack.zeroed, none.size))
 
     def _settle(self, sequence: int) -> tuple[Outcome, messages.Ack | None]:
@@ -428,6 +433,7 @@ class Link:
         with contextlib.suppress(PeerError, MachineError):
             in_line_s = 0.0 if self.connected or self._stopping else _HELLO_PATIENCE_S
             self._hello_due = not self._send_control(self._hello, in_line_s)
+            faults.reach("hello.sent")
             return
         self._hello_due = False
 
