@@ -91,6 +91,10 @@ class Hostile(Scene):
             super().close()
 
 
+# The first test has the compiler's time as well, where nothing is compiled yet.
+pytestmark = pytest.mark.timeout(300)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def compiled() -> None:
     """Whoever waits for a guest's first report does not wait for the compiler, too."""
