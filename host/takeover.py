@@ -15,14 +15,15 @@ from types import TracebackType
 from typing import Self
 
 from common import faults
-from common.errors import LabError, MachineError, NameInUseError
+from common.errors import LabError, NameInUseError
 from common.messages import Announce, encode
 from common.names import SHM_DIR, ack_queue, control_queue, guests_in_shm, ram_object, report_queue, zone_object
 from common.queues import Queue, create_control_queue, unlink_queue
 from common.ramobject import dead_object, is_kept
+from common.refusals import shm_refusal
 from host.objects import unlink_shared_memory
 
-__all__ = ["LabName", "announce", "lock_object"]
+__all__ = ["LabName", "announce", "lock_object", "remove_dead_host"]
 
 # A guest makes its RAM object, locks it, and only then gives it a size. One without a size this old is dead too.
 _ORPHAN_AGE_S = 2.0
@@ -85,7 +86,7 @@ def _take_lock(lab: str) -> int:
         except PermissionError:
             raise _foreign(path, lab) from None
         except OSError as error:
-            raise MachineError(f"cannot open {path}: {error.strerror}; is {SHM_DIR} mounted and writable?") from error
+            raise shm_refusal(f"cannot open {path}", error) from error
         if not _is_plain(descriptor):
             os.close(descriptor)
             raise _foreign(path, lab)
@@ -97,8 +98,7 @@ def _take_lock(lab: str) -> int:
             raise NameInUseError(f"name: {lab!r} has a host already (pid {holder}); choose another --name") from None
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+                _sign(descriptor, lab)
                 return descriptor
         os.close(descriptor)  # its last holder removed the name between our open and our lock
 
@@ -111,6 +111,41 @@ def _is_plain(descriptor: int) -> bool:
 
 def _foreign(path: str, lab: str) -> NameInUseError:
     return NameInUseError(f"name: {path} is not a plain file of ours, so {lab!r} is taken; choose another --name")
+
+
+def _sign(descriptor: int, lab: str) -> None:
+    """Write our pid into the lock object, for people. A full disk costs a host its name, and leaves none behind."""
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    except OSError as error:
+        unlink_shared_memory(lock_object(lab))
+        os.close(descriptor)
+        raise shm_refusal(f"cannot write {SHM_DIR}{lock_object(lab)}", error) from error
+
+
+def remove_dead_host(lab: str) -> bool:
+    """Remove the names of a host that is gone, as the next host of that name would; False if it lives.
+
+    Raises:
+        OSError: they are not ours, or there is no room for the lock.
+        LabError: the control queue belongs to another user.
+    """
+    path = SHM_DIR + lock_object(lab)
+    descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        if not _is_plain(descriptor):
+            return False
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(descriptor), os.stat(path)):
+            return False  # its last holder removed the name between our open and our lock
+        unlink_queue(control_queue(lab))
+        unlink_shared_memory(lock_object(lab))
+    except (BlockingIOError, FileNotFoundError):
+        return False
+    finally:
+        os.close(descriptor)
+    return True
 
 
 def announce(lab: str) -> int:

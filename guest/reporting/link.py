@@ -440,4 +440,5 @@ class Link:
     def _send_control(self, message: messages.Message, timeout_s: float = 0.0) -> bool:
         """True if sent, False if the queue stays full. Raises ``PeerError`` or ``MachineError`` when there is none."""
         with Queue.open(names.control_queue(self._lab), read=False, write=True) as control:
-            return control.send(messages.encode(message), timeout_s)
+            data = messages.encode(message)
+            return control.stand_in_line(data, timeout_s) if timeout_s else control.send(data, 0)

@@ -226,7 +226,7 @@ def test_a_flooded_control_queue_keeps_no_guest_out(lab_name: str) -> None:
     def flood() -> None:
         with contextlib.suppress(PeerError), Queue.open(control_queue(lab_name), read=False, write=True) as control:
             while not stopping.is_set():
-                control.send(encode(Hello("nobody", os.getpid(), 1, N_PAGES, "shared", 16, 0)), 1.0)
+                control.stand_in_line(encode(Hello("nobody", os.getpid(), 1, N_PAGES, "shared", 16, 0)), 1.0)
 
     with Host(lab_name) as host, RamObject.create(lab_name, "g0", ram_bytes=N_PAGES * PAGE_BYTES) as ram:
         threads = [threading.Thread(target=host.run), *(threading.Thread(target=flood) for _sender in range(4))]

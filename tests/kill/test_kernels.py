@@ -17,6 +17,7 @@ from common.geometry import PAGE_BYTES, PAGEBLOCK_ORDER
 from common.layout import INSTALLED, RESIDENT
 from common.ramobject import RamObject
 from guest.allocator.entry import unregister_device
+from guest.allocator.locked import ALLOC_NO_WATERMARKS
 from guest.allocator.zone import Zone, ZoneSettings
 from guest.inherit import finish_settling, reap
 from guest.memory import present_pages
@@ -40,7 +41,14 @@ class Survivor:
         self.lab = lab
         self.ram = RamObject.create(lab, GUEST, ram_bytes=16 * MIB)
         settings = ZoneSettings(
-            16 * MIB, cpus=3, pcp_batch=8, min_order=4, high_water_mark=1, ram_bytes=16 * MIB, poison=poison
+            16 * MIB,
+            cpus=3,
+            pcp_batch=8,
+            pcp_high=8192,
+            min_order=4,
+            high_water_mark=1,
+            ram_bytes=16 * MIB,
+            poison=poison,
         )
         self.zone = Zone.create(lab, GUEST, settings=settings)
         self.memory = np.frombuffer(self.ram.map(), dtype=np.uint8)
@@ -55,6 +63,14 @@ class Survivor:
     def work(self) -> None:
         for _ in range(4):
             self.vcpu.step(200)
+
+    def sweep(self) -> None:
+        """Bring all that is free to this process's per-CPU lists: what the dead one's lists lead to is there then."""
+        pfns = []
+        while (pfn := self.zone.alloc(0, cpu=self.vcpu.cpu, flags=ALLOC_NO_WATERMARKS)) is not None:
+            pfns.append(pfn)
+        for pfn in pfns:
+            self.zone.free(pfn, 0, cpu=self.vcpu.cpu)
 
     def residence(self, pfn: int, order: int) -> np.ndarray:
         return present_pages(self.ram.fileno(), pfn, order)
@@ -104,6 +120,7 @@ def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
 def kill_at(nursery: Nursery, survivor: Survivor, point: str, seed: int) -> None:
     """Let a process die there, and see to it that the survivor finds everything in order."""
     survivor.work()
+    survivor.zone.drain(survivor.vcpu.cpu)
     child = nursery.start("victim", "tests.kill.victim:main", [survivor.lab, GUEST, str(seed)], fault=point)
     try:
         assert child.ended_within(PATIENCE_S), "it hangs"
@@ -118,7 +135,9 @@ def kill_at(nursery: Nursery, survivor: Survivor, point: str, seed: int) -> None
     if point.startswith("walk.handed"):  # S5: the host may be discarding them
         assert survivor.zone.statistics().in_flight_blocks > 0
     survivor.work()  # whoever lives goes on beside it, and gets what the dead one had
+    survivor.sweep()
     survivor.zone.validate()
+    survivor.zone.drain(survivor.vcpu.cpu)
     survivor.bury()
     survivor.check()
 
