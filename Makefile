@@ -1,6 +1,6 @@
 # Every target makes its own virtual environment from the pinned versions; nothing has to be installed before.
 #   make PYTHON=/path/to/python3.12 test     another interpreter for the environment
-#   make demo DEMO_FLAGS="--guests 4"        flags for run_demo.py (likewise TEST_FLAGS, STRESS_FLAGS, EXPLORE_FLAGS, BENCH_FLAGS)
+#   make demo DEMO_FLAGS="--guests 4"        flags for run_demo.py; each target has its own: TEST_FLAGS, STRESS_FLAGS ...
 
 PYTHON ?= python3
 DEMO_FLAGS ?=
@@ -8,11 +8,14 @@ TEST_FLAGS ?=
 STRESS_FLAGS ?=
 BENCH_FLAGS ?=
 EXPLORE_FLAGS ?=
+CHAOS_FLAGS ?=
+FUZZ_FLAGS ?=
 
 VENV := .venv
 RUN := $(VENV)/bin/python
 LOCKED := $(VENV)/.locked
 READY := $(VENV)/.ready
+FUZZ_READY := $(VENV)/.fuzz
 
 # The allocator's tests once more without the compiler (its code then runs as plain Python, under coverage of every
 # branch) and once with bounds checks. Compiled unsigned arithmetic wraps silently, NumPy scalars warn when they do.
@@ -23,7 +26,7 @@ WRAPS := -W "ignore:overflow encountered:RuntimeWarning"
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test stress explore lint bench clean
+.PHONY: help demo test stress chaos explore fuzz lint bench clean
 
 help: ## this text
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,8 +42,14 @@ test: $(READY) ## every test but the long ones, then the allocator's without the
 stress: $(READY) ## the long concurrency tests
 	$(RUN) -m pytest -m stress $(STRESS_FLAGS)
 
+chaos: $(READY) ## a thousand processes killed at random moments, and what is lost by it
+	$(RUN) -m lab chaos $(CHAOS_FLAGS)
+
 explore: $(READY) ## every interleaving on a small zone: each policy for five minutes
 	$(RUN) -m lab explore --policy all $(EXPLORE_FLAGS)
+
+fuzz: $(FUZZ_READY) ## decoder, host and guest under coverage-guided fuzzing, then a million wrong messages
+	$(RUN) -m tests.fuzz $(FUZZ_FLAGS)
 
 lint: $(READY) ## ruff and mypy
 	$(RUN) -m ruff check .
@@ -63,6 +72,11 @@ $(LOCKED): requirements/locked.txt
 	  echo "error: $(PYTHON) lacks the venv module; install it (Debian, Ubuntu: apt install python3-venv) and try again" >&2; exit 3; }
 	"$(PYTHON)" -m venv --clear $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements/locked.txt
+	@touch $@
+
+# Apart from the rest: nothing else needs it, and there is not one for every Python.
+$(FUZZ_READY): requirements/fuzz.txt $(READY)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements/fuzz.txt
 	@touch $@
 
 $(READY): $(LOCKED) pyproject.toml
