@@ -13,6 +13,9 @@ RUN := $(VENV)/bin/python
 LOCKED := $(VENV)/.locked
 READY := $(VENV)/.ready
 
+# One more worker than there are processors, since many tests wait (tests/conftest.py has the number, and which tests
+# share a worker). A worker that dies, as it does at a test's time limit, ends the run. TEST_FLAGS="-n 0": one process.
+SPREAD := -n auto --dist loadgroup --max-worker-restart 0
 # The allocator's tests once more without the compiler (its code then runs as plain Python, under coverage of every
 # branch) and once with bounds checks. Compiled unsigned arithmetic wraps silently, NumPy scalars warn when they do.
 ALLOCATOR_TESTS := tests/allocator
@@ -22,7 +25,7 @@ WRAPS := -W "ignore:overflow encountered:RuntimeWarning"
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test stress lint bench clean
+.PHONY: help demo test test-compiled test-allocator stress lint bench clean
 
 help: ## this text
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,9 +34,18 @@ demo: $(READY) ## one host and two guests on real memory, a live view and a pict
 	$(RUN) run_demo.py $(DEMO_FLAGS)
 
 test: $(READY) ## every test but the long ones, then the allocator's without the compiler and with bounds checks
-	$(RUN) -m pytest $(TEST_FLAGS)
-	$(WITHOUT_JIT) $(RUN) -m pytest $(WRAPS) $(ALLOCATOR_TESTS)
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-compiled test-allocator
+
+# With nothing compiled yet, one processor compiles the kernels that processes start with, once, before the workers need
+# them, while the other one does what the allocator's tests need with bounds checks: the two have caches of their own.
+# The plus lets the output of this half through as it comes; that of the other half is shown when it has ended.
+test-compiled: $(READY)
+	+$(RUN) -m guest --warm-up
+	+$(RUN) -m pytest $(SPREAD) $(TEST_FLAGS)
+
+test-allocator: $(READY)
 	$(WITH_BOUNDSCHECK) $(RUN) -m pytest $(ALLOCATOR_TESTS)
+	$(WITHOUT_JIT) $(RUN) -m pytest $(WRAPS) $(ALLOCATOR_TESTS)
 
 stress: $(READY) ## the long concurrency tests
 	$(RUN) -m pytest -m stress $(STRESS_FLAGS)

@@ -106,8 +106,8 @@ JIT = not numba.config.DISABLE_JIT
 CACHED = JIT and _prepare_cache()
 
 # nogil: kernels run while other threads do. error_model numpy: no ZeroDivisionError, so that nothing can raise
-# between lock and unlock.
-kernel: Any = numba.njit(nogil=True, cache=CACHED, error_model="numpy")
+# between lock and unlock. no_cfunc_wrapper: nobody calls a kernel from C, and to compile a wrapper for that takes time.
+kernel: Any = numba.njit(nogil=True, cache=CACHED, error_model="numpy", no_cfunc_wrapper=True)
 
 mutex_lock: Any
 mutex_unlock: Any

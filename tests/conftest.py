@@ -18,6 +18,28 @@ settings.register_profile("quick", settings.get_profile("default"), max_examples
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
+# Tests whose processes need the machine, and each of which brings as many as there are processors: one at a time.
+_ONE_AT_A_TIME = ("tests/live/", "tests/stress/")
+_MOST_WORKERS = 8  # the queues of all labs that run at once count towards one RLIMIT_MSGQUEUE
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """For ``-n auto``: one more than there are processors, since many tests wait for processes."""
+    return min(len(os.sched_getaffinity(0)) + 1, _MOST_WORKERS)
+
+
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in the same hook
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """For ``--dist loadgroup``: a file's tests go to one worker, which then compiles or makes once what they share."""
+    if not config.pluginmanager.has_plugin("xdist"):
+        return
+    for item in items:
+        file = item.nodeid.partition("::")[0]
+        group = "one at a time" if file.startswith(_ONE_AT_A_TIME) else file
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture
 def guest_names() -> list[str]:
     """Guests whose queues ``lab_name`` looks for at the end; a test whose guests live in other processes adds to it."""

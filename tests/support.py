@@ -17,7 +17,7 @@ __all__ = ["leftovers", "remove_leftovers", "wait_until"]
 _MQUEUE_DIR = "/dev/mqueue"  # where it is mounted, queues can be listed
 
 
-def wait_until(condition: Callable[[], object], timeout_s: float = 20.0, *, what: str = "condition") -> None:
+def wait_until(condition: Callable[[], object], timeout_s: float = 60.0, *, what: str = "condition") -> None:
     """Return once ``condition()`` is true.
 
     Raises:

@@ -277,7 +277,7 @@ def test_a_killed_worker_of_a_dask_cluster_costs_no_result(cluster: Any, tmp_pat
 @pytest.mark.parametrize("listening", [False, True])
 def test_a_scheduler_that_does_not_answer_is_told_soon(monkeypatch: pytest.MonkeyPatch, listening: bool) -> None:
     pytest.importorskip("distributed")
-    monkeypatch.setattr(engines, "_DASK_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(engines, "_DASK_TIMEOUT_S", 3.0)
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         if not listening:
@@ -291,7 +291,7 @@ def test_a_scheduler_without_workers_is_told_soon(monkeypatch: pytest.MonkeyPatc
     with distributed.LocalCluster(
         n_workers=0, host="127.0.0.1", dashboard_address=None, silence_logs=logging.CRITICAL
     ) as cluster:
-        monkeypatch.setattr(engines, "_DASK_TIMEOUT_S", 0.5)
+        monkeypatch.setattr(engines, "_DASK_TIMEOUT_S", 3.0)
         with pytest.raises(PeerError, match="has no workers; start some: dask worker tcp://127"):
             open_engine(address_of(cluster))
 
