@@ -1,11 +1,12 @@
 # Every target makes its own virtual environment from the pinned versions; nothing has to be installed before.
 #   make PYTHON=/path/to/python3.12 test     another interpreter for the environment
-#   make demo DEMO_FLAGS="--guests 4"        flags for run_demo.py (likewise TEST_FLAGS, STRESS_FLAGS, BENCH_FLAGS)
+#   make demo DEMO_FLAGS="--guests 4"        flags for run_demo.py (likewise TEST_, STRESS_, SOAK_ and BENCH_FLAGS)
 
 PYTHON ?= python3
 DEMO_FLAGS ?=
 TEST_FLAGS ?=
 STRESS_FLAGS ?=
+SOAK_FLAGS ?=
 BENCH_FLAGS ?=
 
 VENV := .venv
@@ -15,7 +16,7 @@ READY := $(VENV)/.ready
 
 # One more worker than there are processors, since many tests wait (tests/conftest.py has the number, and which tests
 # share a worker). A worker that dies, as it does at a test's time limit, ends the run. TEST_FLAGS="-n 0": one process.
-SPREAD := -n auto --dist loadgroup --max-worker-restart 0
+SPREAD := -n auto --dist loadscope --no-loadscope-reorder --max-worker-restart 0
 # The allocator's tests once more without the compiler (its code then runs as plain Python, under coverage of every
 # branch) and once with bounds checks. Compiled unsigned arithmetic wraps silently, NumPy scalars warn when they do.
 ALLOCATOR_TESTS := tests/allocator
@@ -25,7 +26,7 @@ WRAPS := -W "ignore:overflow encountered:RuntimeWarning"
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-compiled test-allocator stress lint bench clean
+.PHONY: help demo test test-compiled test-allocator stress soak lint bench clean
 
 help: ## this text
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +50,9 @@ test-allocator: $(READY)
 
 stress: $(READY) ## the long concurrency tests
 	$(RUN) -m pytest -m stress $(STRESS_FLAGS)
+
+soak: $(READY) ## an hour of everything at once, memory of every process looked at (SOAK_FLAGS="--for 10m": less)
+	$(RUN) -m lab soak $(SOAK_FLAGS)
 
 lint: $(READY) ## ruff and mypy
 	$(RUN) -m ruff check .

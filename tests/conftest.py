@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -20,7 +22,19 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 # Tests whose processes need the machine, and each of which brings as many as there are processors: one at a time.
 _ONE_AT_A_TIME = ("tests/live/", "tests/stress/")
+_LONGEST = (*_ONE_AT_A_TIME, "tests/lab/")
 _MOST_WORKERS = 8  # the queues of all labs that run at once count towards one RLIMIT_MSGQUEUE
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """In a worker of pytest-xdist, which ignores SIGINT as processes that it starts would: handle it as usual."""
+    if hasattr(config, "workerinput"):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest, and waits most, first: several workers then end at about the same time."""
+    items.sort(key=lambda item: not item.nodeid.startswith(_LONGEST))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -29,15 +43,21 @@ def pytest_xdist_auto_num_workers() -> int:
     return min(len(os.sched_getaffinity(0)) + 1, _MOST_WORKERS)
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in the same hook
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """For ``--dist loadgroup``: a file's tests go to one worker, which then compiles or makes once what they share."""
-    if not config.pluginmanager.has_plugin("xdist"):
-        return
-    for item in items:
-        file = item.nodeid.partition("::")[0]
-        group = "one at a time" if file.startswith(_ONE_AT_A_TIME) else file
-        item.add_marker(pytest.mark.xdist_group(group))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """For ``--dist loadscope``: a file's tests go to one worker, which then compiles or makes once what they share."""
+    if config.getvalue("dist") != "loadscope":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        """Units of work are files, but for those that take turns."""
+
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "one at a time" if file.startswith(_ONE_AT_A_TIME) else file
+
+    return ByFile(config, log)
 
 
 @pytest.fixture

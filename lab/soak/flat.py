@@ -66,7 +66,7 @@ def judge_memory(times_s: Sequence[float], used_bytes: Sequence[int], *, records
         records_bytes: what it records in a bounded way; allowed on top while it is young.
     """
     x, y = _second_half(times_s, used_bytes)
-    growth = theil_sen(x, y) * (x[-1] - x[0])
+    growth = theil_sen(x, y) * float(x[-1] - x[0])
     bound = max(LEAST_BYTES, float(np.median(y)) / SHARE)
     if x[0] < RECORDS_FILL_S:
         bound += records_bytes

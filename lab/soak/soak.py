@@ -310,7 +310,8 @@ class _Soak:
             if (seen := watch.statistics()) is not None:
                 found.finals[name] = _final(seen, watch.resident_bytes())
         totals = self._totals()
-        found.page_operations, found.returned_bytes = totals.page_operations, totals.returned_bytes
+        found.page_operations, found.stamped_operations = totals.page_operations, totals.stamped_operations
+        found.returned_bytes = totals.returned_bytes
         found.refaults, found.repairs = totals.refaults, totals.repairs
         accounts = [end.account for ends in found.guest_ends.values() for end in ends if end.account is not None]
         found.reports = sum(int(account["reports"]) for account in accounts)
@@ -330,12 +331,14 @@ class _Soak:
 def _totals_of(ended: Ended) -> Totals:
     """A visitor's part of the sums, by its own account."""
     account: dict[str, Any] = dict(ended.account)
+    done = int(account.get("page_operations", 0))
     return Totals(
-        int(account.get("page_operations", 0)),
-        int(account.get("returned_bytes", 0)),
-        int(account.get("refaults", 0)),
-        int(account.get("violations", 0)),
-        int(account.get("repairs", 0)),
+        page_operations=done,
+        stamped_operations=done if account.get("backend") == "shared" else 0,
+        returned_bytes=int(account.get("returned_bytes", 0)),
+        refaults=int(account.get("refaults", 0)),
+        violations=int(account.get("violations", 0)),
+        repairs=int(account.get("repairs", 0)),
     )
 
 

@@ -28,7 +28,6 @@ __all__ = ["Ended", "Stage", "lab_of"]
 
 _RECORDS = ("reports_timeline", "per_vcpu", "series", "lock_hold_ns", "alloc_ns", "alloc_reporting_ns")
 _HOST_EVERY_NS = {"hint": 50_000_000, "shared": 5_000_000}
-_MS = 1_000_000
 
 
 @dataclass(frozen=True)

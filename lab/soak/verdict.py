@@ -33,6 +33,7 @@ class Findings:
 
     duration_s: float = 0.0
     page_operations: int = 0
+    stamped_operations: int = 0
     reports: int = 0
     returned_bytes: int = 0
     refaults: int = 0
@@ -103,6 +104,7 @@ def summary(found: Findings, settings: Mapping[str, Any]) -> dict[str, Any]:
         **settings,
         "duration_s": round(found.duration_s, 3),
         "page_operations": found.page_operations,
+        "stamped_operations": found.stamped_operations,
         "page_operations_per_s": round(found.page_operations / max(found.duration_s, 1e-9)),
         "reports": found.reports,
         "returned_bytes": found.returned_bytes,
@@ -145,6 +147,7 @@ def summary_text(result: Mapping[str, Any]) -> list[str]:
     returned = format_size(result["returned_bytes"])
     lines = [
         "{page_operations:,} page operations in {duration_s:.0f} s ({page_operations_per_s:,} a second)",
+        "  {stamped_operations:,} of them on real memory, each page stamped and checked",
         "  {guests} guests, {attached} attached processes, {host_stops} times a host was stopped",
         "  {reports:,} reports, " + returned + " returned, {refaults:,} refaults",
         "  {isolations:,} isolations, {rotations:,} rotations, {validations:,} validations, {snapshots:,} snapshots",

@@ -15,9 +15,13 @@ __all__ = ["GuestWatch", "Totals", "page_operations"]
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over guests. Page operations are pages allocated plus pages freed, by vCPUs of every process."""
+    """Sums over guests. Page operations are pages allocated plus pages freed, by vCPUs of every process.
+
+    ``stamped_operations``: those of them on real memory, where each page is stamped and checked.
+    """
 
     page_operations: int = 0
+    stamped_operations: int = 0
     returned_bytes: int = 0
     refaults: int = 0
     violations: int = 0
@@ -27,6 +31,7 @@ class Totals:
         """Both together."""
         return Totals(
             self.page_operations + other.page_operations,
+            self.stamped_operations + other.stamped_operations,
             self.returned_bytes + other.returned_bytes,
             self.refaults + other.refaults,
             self.violations + other.violations,
@@ -63,10 +68,16 @@ class GuestWatch:
     def totals(self) -> Totals:
         """Its part of the sums so far."""
         seen = self.statistics()
-        if seen is None:
+        if seen is None or self._zone is None:
             return Totals()
+        done = page_operations(seen)
         return Totals(
-            page_operations(seen), seen.returned_pages * PAGE_BYTES, seen.refaults, seen.violations, seen.repairs
+            page_operations=done,
+            stamped_operations=done if self._zone.ram_bytes else 0,
+            returned_bytes=seen.returned_pages * PAGE_BYTES,
+            refaults=seen.refaults,
+            violations=seen.violations,
+            repairs=seen.repairs,
         )
 
     def resident_bytes(self) -> int | None:
