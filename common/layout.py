@@ -17,9 +17,11 @@ bits    meaning
 8-10    migratetype of the list it is on, or that it was allocated for
 11      claimed: allocated, and taken from its owner by a free that is under way
 12      zeroed: the host proved it zero, and nobody has used it since (PG_zeroed of 2026)
+13      handed: free, on its list, and with the host all the same (walk-locked: the zone lock is held meanwhile)
 ======  ===========================================================================
 
-Links are pairs (next, prev) of node numbers: a pfn, or a list head. Head of free list (order, migratetype) is node
+Links are pairs (next, prev) of node numbers: a pfn, or a list head. Those of the head of an allocated block say whose
+it is instead (``OWNED``). Head of free list (order, migratetype) is node
 ``n_pages + migratetype * N_ORDERS + order``; the head of the list of held blocks and those of the per-CPU lists follow.
 
 Why one u32 pair a page and the state apart: a free must look at its buddy's *state* only, and 32 states share a
@@ -61,17 +63,24 @@ __all__ = [
     "C_FIRST_TOUCHES",
     "C_FREED_BYTES",
     "C_FREES",
+    "C_IN_HAND",
     "C_LOCK",
+    "C_OF_GUEST",
     "C_OWNER_PID",
     "C_RANDOM_BITS",
     "C_RANDOM_STATE",
     "C_RANDOM_WORD",
     "C_REFAULTS",
     "C_REFILLS",
+    "C_TOUCHED_AGAIN",
+    "C_TOUCHED_FIRST",
+    "C_TOUCHING",
     "C_VIOLATIONS",
     "C_ZEROING_SKIPPED",
     "FREE",
     "FREE_HEAD_NODES",
+    "HANDED",
+    "HANDED_OUT",
     "HEADER_DTYPE",
     "HEADER_WORDS",
     "HEAD_MASK",
@@ -95,12 +104,14 @@ __all__ = [
     "N_POLICY_WORDS",
     "ON_PCP",
     "ORDER_MASK",
+    "OWNED",
     "PCP_HEAD_NODES",
     "PCP_LOW_ORDERS",
     "REFUSED",
     "REPORTED",
     "RESIDENT",
     "RETURNED",
+    "TAKEN_IN",
     "TRIGGER_ANY_FREE",
     "TRIGGER_BITMAP",
     "TRIGGER_HIGH_WATER_MARK",
@@ -132,6 +143,9 @@ __all__ = [
     "W_IN_FLIGHT_BLOCKS",
     "W_IN_FLIGHT_MAX_BLOCKS",
     "W_IN_FLIGHT_PAGES",
+    "W_IN_HAND",
+    "W_IN_HAND_BEFORE",
+    "W_IN_HAND_HEAD",
     "W_ISOLATED_PAGES",
     "W_LAYOUT_VERSION",
     "W_LINK_OFFSET",
@@ -171,6 +185,8 @@ __all__ = [
     "W_ROTATED",
     "W_RUNS",
     "W_SEED",
+    "W_SETTLED_PAGES",
+    "W_SETTLING",
     "W_SHUFFLE_ORDER",
     "W_STEALS",
     "W_TOTAL_BYTES",
@@ -184,7 +200,7 @@ __all__ = [
 ]
 
 MAGIC = int.from_bytes(b"FPRZONE\0", "little")
-LAYOUT_VERSION = 5
+LAYOUT_VERSION = 6
 LINE_WORDS = 8  # a 64-byte cache line in int64 words
 
 N_FREE_LISTS = N_ORDERS * N_MIGRATETYPES
@@ -291,7 +307,13 @@ HEADER_DTYPE = np.dtype(
         ("asks_work", "<i8", _line),
         ("asks", "<i8", (N_ASKS, ASK_WORDS)),
         ("reinstalled_pages", "<i8"),  # of the installed pages those that had been given back
-        ("padding", "<i8", (5,)),  # the per-CPU slots behind start on a cache line
+        # Journal of one record, under the zone lock: the block that its owner has in its hands.
+        ("in_hand", "<i8"),  # its pfn + 1; 0: none
+        ("in_hand_before", "<i8"),  # node of a per-CPU list that leads to it, or -1
+        ("in_hand_head", "<i8"),  # head of that list
+        # Journal of one record, by the reporter alone: the block whose pages are being marked as returned.
+        ("settling", "<i8"),  # its pfn + 1; 0: none
+        ("settled_pages", "<i8"),  # what returned_pages is when it is done
     ],
     align=False,
 )
@@ -315,7 +337,15 @@ CPU_DTYPE = np.dtype(
         ("freed_bytes", "<i8"),
         ("violations", "<i8"),
         ("zeroing_skipped_pages", "<i8"),
-        ("spare", "<i8", (1,)),
+        # Journals of one record each. Under the slot lock: the block on its way out of a list or onto one.
+        ("in_hand", "<i8"),  # pfn << 1 | HANDED_OUT or TAKEN_IN, + 1; 0: none
+        # By the slot's own thread: the block whose pages are being used for the first time.
+        ("touching", "<i8"),  # pfn << 4 | order, + 1; 0: none
+        ("touched_first", "<i8"),  # what first_touches and refaults are when it is done
+        ("touched_again", "<i8"),
+        # Under the zone lock: 1 if the slot is the guest's own, and goes to its successor should it be killed.
+        ("of_guest", "<i8"),
+        ("spare", "<i8", (4,)),
     ],
     align=False,
 )
@@ -403,6 +433,11 @@ W_ASKS_WITHDRAWN = _word(HEADER_DTYPE, "asks_withdrawn")
 W_ASK_SEQUENCE = _word(HEADER_DTYPE, "ask_sequence")
 W_ASKS_WORK = _word(HEADER_DTYPE, "asks_work")
 W_ASKS = _word(HEADER_DTYPE, "asks")
+W_IN_HAND = _word(HEADER_DTYPE, "in_hand")
+W_IN_HAND_BEFORE = _word(HEADER_DTYPE, "in_hand_before")
+W_IN_HAND_HEAD = _word(HEADER_DTYPE, "in_hand_head")
+W_SETTLING = _word(HEADER_DTYPE, "settling")
+W_SETTLED_PAGES = _word(HEADER_DTYPE, "settled_pages")
 
 # Word offsets in a per-CPU slot: ctl[slot + C_COUNT].
 C_LOCK = _word(CPU_DTYPE, "lock")
@@ -421,6 +456,13 @@ C_ALLOCATED_BYTES = _word(CPU_DTYPE, "allocated_bytes")
 C_FREED_BYTES = _word(CPU_DTYPE, "freed_bytes")
 C_VIOLATIONS = _word(CPU_DTYPE, "violations")
 C_ZEROING_SKIPPED = _word(CPU_DTYPE, "zeroing_skipped_pages")
+C_IN_HAND = _word(CPU_DTYPE, "in_hand")
+C_OF_GUEST = _word(CPU_DTYPE, "of_guest")
+C_TOUCHING = _word(CPU_DTYPE, "touching")
+C_TOUCHED_FIRST = _word(CPU_DTYPE, "touched_first")
+C_TOUCHED_AGAIN = _word(CPU_DTYPE, "touched_again")
+HANDED_OUT = 0  # what C_IN_HAND says of its block
+TAKEN_IN = 1
 
 assert HEADER_DTYPE.itemsize % 64 == 0
 assert CPU_DTYPE.itemsize % 64 == 0
@@ -444,6 +486,11 @@ MT_SHIFT = 8
 MT_MASK = 0x7 << MT_SHIFT
 CLAIMED = 1 << 11
 ZEROED = 1 << 12
+HANDED = 1 << 13
+
+# The links of the head of an allocated block, which is on no list: OWNED | slot + 1 (0: nobody's) in the place of next,
+# and in that of prev a word of the owner's own (page_private), 0 when it is handed out. No node has the top bit.
+OWNED = 1 << 31
 
 # The resident map, beside the page records.
 NEVER_TOUCHED = 0

@@ -4,8 +4,9 @@ Everything that runs with a lock held, and everything hot, is Python compiled by
 arrays and integers, decides nothing by a clock, cannot raise, and does a bounded amount of work. With
 ``NUMBA_DISABLE_JIT=1`` the same functions run as plain Python (slow, for tests): each primitive here has a twin.
 
-Open question of this module: Numba's on-disk cache notices a change in a kernel's own file but not in the files of
-the functions that it calls. The cache therefore lives in a folder named after a hash of all kernel sources.
+Numba's on-disk cache notices a change in a kernel's own file but not in the files of the functions that it calls. The
+cache therefore lives in folders named after a hash of the sources: one for the kernels of ``common`` and ``guest``, and
+one for those of ``lab`` and ``benchmarks``, which call them and are called by none of them.
 """
 
 from __future__ import annotations
@@ -22,11 +23,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import llvmlite.binding
 import numba as _numba
 import numpy as np
 from llvmlite import ir
 from numba import types as _types
 from numba.extending import intrinsic as _intrinsic
+
+from common import faults
 
 __all__ = [
     "JIT",
@@ -34,6 +38,7 @@ __all__ = [
     "clock_ns",
     "exchange_i64",
     "exchange_u16",
+    "fault_point",
     "kernel",
     "libc",
     "load_i64",
@@ -69,11 +74,14 @@ _NR_PIDFD_OPEN = 434  # one number for all architectures but alpha: scripts/sysc
 _POLLIN = select.POLLIN
 
 
-def _cache_folder() -> Path:
-    """Folder for compiled kernels, named after the hash of every source that takes part in them."""
+_INNER, _OUTER = ("common", "guest"), ("common", "guest", "lab", "benchmarks")
+
+
+def _cache_folder(packages: tuple[str, ...]) -> Path:
+    """Folder for the compiled kernels of these packages, named after the hash of every source that takes part."""
     root = Path(__file__).resolve().parents[1]
-    digest = hashlib.sha256(f"{numba.__version__} {numba.config.BOUNDSCHECK} {root}".encode())
-    for folder in ("common", "guest", "lab", "benchmarks"):
+    digest = hashlib.sha256(f"{numba.__version__} {numba.config.BOUNDSCHECK} {faults.IN_KERNELS} {root}".encode())
+    for folder in packages:
         for source in sorted((root / folder).rglob("*.py")):
             text = source.read_bytes()
             if folder == "common" or b"@kernel" in text:  # common: the constants that kernels are compiled with
@@ -82,32 +90,46 @@ def _cache_folder() -> Path:
     return base / digest.hexdigest()[:16]
 
 
-def _prepare_cache() -> bool:
-    """Point Numba at the folder and drop folders of sources that nobody has used for a month.
+def _prepare_cache() -> tuple[str, str] | None:
+    """Make the two folders, and drop those of sources that nobody has used for a month.
 
-    False where the home cannot be written: kernels are then compiled anew in each process.
+    None where the home cannot be written: kernels are then compiled anew in each process.
     """
     try:
-        folder = _cache_folder()
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        os.utime(folder)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-        for other in folder.parent.iterdir():
+        inner, outer = _cache_folder(_INNER), _cache_folder(_OUTER)
+        for folder in (inner, outer):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            os.utime(folder)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        for other in inner.parent.iterdir():
             if time.time() - other.stat().st_mtime > _CACHE_KEPT_S:
                 shutil.rmtree(other, ignore_errors=True)
     except (OSError, RuntimeError):  # RuntimeError: there is no home at all
-        return False
-    numba.config.CACHE_DIR = str(folder)
-    return True
+        return None
+    return str(inner), str(outer)
 
 
 JIT = not numba.config.DISABLE_JIT
-CACHED = JIT and _prepare_cache()
+_FOLDERS = _prepare_cache() if JIT else None
+CACHED = _FOLDERS is not None
+if _FOLDERS is not None:
+    numba.config.CACHE_DIR = _FOLDERS[0]
 
-# nogil: kernels run while other threads do. error_model numpy: no ZeroDivisionError, so that nothing can raise
-# between lock and unlock. no_cfunc_wrapper: nobody calls a kernel from C, and to compile a wrapper for that takes time.
-kernel: Any = numba.njit(nogil=True, cache=CACHED, error_model="numpy", no_cfunc_wrapper=True)
+
+def kernel(function: Any) -> Any:
+    """Compile ``function`` at its first call with given types, and keep the result on disk.
+
+    nogil: it runs while other threads do. error_model numpy: no ZeroDivisionError, so that nothing can raise between
+    lock and unlock. no_cfunc_wrapper: nobody calls it from C, and to compile a wrapper for that takes time.
+    """
+    compiled = numba.njit(nogil=True, error_model="numpy", no_cfunc_wrapper=True)(function)
+    if _FOLDERS is not None:
+        numba.config.CACHE_DIR = _FOLDERS[function.__module__.partition(".")[0] in {"lab", "benchmarks"}]
+        compiled.enable_caching()
+        numba.config.CACHE_DIR = _FOLDERS[0]
+    return compiled
+
 
 mutex_lock: Any
 mutex_unlock: Any
@@ -119,6 +141,7 @@ semaphore_wait_us: Any
 barrier: Any
 exchange_i64: Any
 exchange_u16: Any
+fault_point: Any
 load_i64: Any
 sleep_us: Any
 store_i64: Any
@@ -200,6 +223,18 @@ if JIT:
             return context.get_dummy_value()
 
         return types.void(), build
+
+    if faults.IN_KERNELS:
+        # A symbol of our own: a call through an address could not be cached. It takes the GIL, which no thread keeps
+        # while it waits for a lock of a zone: those that do are in kernels.
+        _hit = ctypes.CFUNCTYPE(None, ctypes.c_int64)(faults.hit)
+        llvmlite.binding.add_symbol("fpr_fault_point", ctypes.cast(_hit, ctypes.c_void_p).value)
+        fault_point = types.ExternalFunction("fpr_fault_point", types.void(types.int64))
+    else:
+
+        @numba.njit(nogil=True, cache=CACHED)
+        def fault_point(_number: int) -> None:
+            """A place named in ``common.faults``: nothing, where tests have not asked for one."""
 
     @intrinsic
     def load_i64(_context: Any, _address: Any) -> Any:
@@ -340,6 +375,13 @@ else:
 
     def barrier() -> None:
         """Plain Python does things in the order in which they are written."""
+
+    if faults.ARMED:
+        fault_point = faults.hit
+    else:
+
+        def fault_point(_number: int) -> None:
+            """A place named in ``common.faults``: nothing, where tests have not asked for one."""
 
     def load_i64(address: int) -> int:
         """The int64 at an address."""

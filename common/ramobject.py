@@ -2,7 +2,7 @@
 
 The guest creates and maps it. The host works on the descriptor alone, so a guest that shrinks the object or scribbles
 over it harms only itself. Layout: ``ram_bytes`` of memory (0 for the ``model`` backend), then one page, always
-populated, whose first word is ``withdrawn_seq`` (little-endian u64).
+populated, of little-endian u64: ``withdrawn_seq``, and ``kept``, 1 if the guest's names outlive its process.
 
 The gate: every report with ``seq <= withdrawn_seq`` must not be discarded. Both sides look at that word, and the host
 discards, only while they hold ``flock`` on their own open of the object. So a host that was stopped between receive and
@@ -22,14 +22,18 @@ import struct
 from types import TracebackType
 from typing import Self
 
+from common import faults
 from common.errors import MachineError, NameInUseError, PeerError
 from common.geometry import PAGE_BYTES
 from common.names import SHM_DIR, ram_object
 
-__all__ = ["GATE_BYTES", "RamObject", "remove_if_dead"]
+__all__ = ["GATE_BYTES", "RamObject", "is_kept", "remove_if_dead"]
 
 GATE_BYTES = PAGE_BYTES
 _WORD = struct.Struct("<Q")
+_KEPT_OFFSET = _WORD.size
+# Reports of one guest process, at most: what a successor gives up of those that it knows nothing of.
+_MOST_REPORTS = 1 << 40
 _STAT_BLOCK_BYTES = 512  # unit of st_blocks, stat(2)
 
 
@@ -43,10 +47,11 @@ class RamObject:
         self._map: mmap.mmap | None = None
 
     @classmethod
-    def create(cls, lab: str, guest: str, *, ram_bytes: int) -> Self:
+    def create(cls, lab: str, guest: str, *, ram_bytes: int, kept: bool = False) -> Self:
         """A new object, mode 0600, memory not populated, nothing withdrawn. For the guest.
 
         From now on this process owns the guest's name: what a dead guest of that name left behind is replaced.
+        ``kept``: should this process die, nobody but a successor removes its names.
 
         Raises:
             NameInUseError: a live process owns the name.
@@ -61,7 +66,8 @@ class RamObject:
         try:
             os.fchmod(descriptor, 0o600)  # whatever the umask took away
             os.ftruncate(descriptor, ram_bytes + GATE_BYTES)
-            os.pwrite(descriptor, bytes(GATE_BYTES), ram_bytes)
+            faults.reach("ram.sized")
+            os.pwrite(descriptor, _WORD.pack(0) + _WORD.pack(kept) + bytes(GATE_BYTES - 2 * _WORD.size), ram_bytes)
         except OSError as error:
             os.close(descriptor)
             os.unlink(path)
@@ -70,6 +76,26 @@ class RamObject:
             raise MachineError(f"cannot create {path}: {error.strerror}") from error
         _owned_here.add(_identity(descriptor))
         return cls(name, descriptor, ram_bytes)
+
+    @classmethod
+    def adopt(cls, lab: str, guest: str, *, ram_bytes: int) -> Self:
+        """The object of a guest whose process is gone, with its memory as it is. For the guest that takes its place.
+
+        Its names outlive that one too.
+
+        Raises:
+            PeerError: as ``open``. NameInUseError: its owner lives.
+        """
+        path = SHM_DIR + ram_object(lab, guest)
+        found = None if _is_ours(path) else cls.open(lab, guest, ram_bytes=ram_bytes)
+        if found is None or not _lock(found.fileno()):
+            holder = _holder_at(path)
+            if found is not None:
+                found.close()
+            raise NameInUseError(f"guest {guest!r} lives (process {holder}); stop it first, or use --join")
+        _owned_here.add(_identity(found.fileno()))
+        os.pwrite(found.fileno(), _WORD.pack(1), ram_bytes + _KEPT_OFFSET)
+        return found
 
     @classmethod
     def open(cls, lab: str, guest: str, *, ram_bytes: int) -> Self:
@@ -159,6 +185,15 @@ class RamObject:
         if seq > self.withdrawn_seq():
             os.pwrite(self._descriptor, _WORD.pack(seq), self.ram_bytes)
 
+    def withdraw_all(self) -> int:
+        """Give up every report that the process before this one may have sent; the number that the next one follows.
+
+        For a guest that has adopted the object, and holds the gate.
+        """
+        last = self.withdrawn_seq() + _MOST_REPORTS
+        self.withdraw(last)
+        return last
+
     def close(self) -> None:
         """Close the descriptor, and the mapping unless views of it are still in use. Idempotent."""
         if self._map is not None:
@@ -210,6 +245,30 @@ def remove_if_dead(path: str) -> bool:
         os.close(descriptor)
 
 
+def is_kept(path: str) -> bool:
+    """Whether the RAM object at ``path`` (under ``SHM_DIR``) is that of a guest whose names outlive it. Raises nothing.
+
+    Asked of objects whose owner is gone; of one that is this process's own the answer is False. The word is the guest's
+    own claim: it decides what becomes of the guest's own names, and of nothing else.
+    """
+    if _is_ours(path):
+        return False
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_size < GATE_BYTES:
+            return False
+        word = os.pread(descriptor, _WORD.size, status.st_size - GATE_BYTES + _KEPT_OFFSET)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return len(word) == _WORD.size and _WORD.unpack(word)[0] == 1
+
+
 # Objects that this process owns, by device and inode: the kernel's record locks do not hold against their own process.
 _owned_here: set[tuple[int, int]] = set()
 # struct flock of bits/fcntl.h on 64-bit Linux: type, whence, start, len, pid.
@@ -235,6 +294,7 @@ def _create_owned(path: str) -> int:
             raise NameInUseError(f"{path} belongs to {who}; choose another --name") from None
         except OSError as error:
             raise MachineError(f"cannot create {path}: {error.strerror}; is {SHM_DIR} mounted and writable?") from error
+        faults.reach("ram.created")
         if _lock(descriptor) and os.path.exists(path) and os.path.samestat(os.fstat(descriptor), os.lstat(path)):
             return descriptor
         os.close(descriptor)  # between our open and our lock somebody took it for a dead one's: try again

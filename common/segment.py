@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import posix_ipc
 
-from common import layout
+from common import faults, layout
 from common.errors import MachineError, NameInUseError, SegmentError
 from common.geometry import MAX_PAGES, MIN_MEMORY_BYTES, PAGE_SHIFT, PAGEBLOCK_PAGES
+from common.names import SHM_DIR
 
 _RESERVED_BYTES = 256 << 20
 
@@ -43,6 +44,7 @@ def open_object(name: str, *, create_bytes: int = 0) -> int:
                 raise
             return int(descriptor)
         descriptor = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=0o600).fd
+        faults.reach("segment.created")
     except posix_ipc.ExistentialError as error:
         if create_bytes:
             raise NameInUseError(f"{name}: exists already; choose another name, or remove /dev/shm{name}") from error
@@ -51,6 +53,7 @@ def open_object(name: str, *, create_bytes: int = 0) -> int:
         raise MachineError(f"{name}: {error}; /dev/shm must be mounted and writable for this user") from error
     try:
         _reserve(descriptor, create_bytes)
+        faults.reach("segment.sized")
     except OSError as error:
         os.close(descriptor)
         unlink_object(name)
@@ -87,6 +90,11 @@ def check_ownership(descriptor: int, name: str) -> None:
         )
 
 
+def _identity(descriptor: int) -> tuple[int, int]:
+    status = os.fstat(descriptor)
+    return status.st_dev, status.st_ino
+
+
 def unlink_object(name: str) -> None:
     """Remove the name if it is there; mappings live on until they are dropped."""
     with contextlib.suppress(posix_ipc.ExistentialError):
@@ -119,8 +127,9 @@ def check_header(header: np.ndarray, size_bytes: int, name: str) -> None:
 class Segment:
     """A mapping of a zone segment, named or private. ``address`` is valid until ``close``."""
 
-    def __init__(self, name: str, mapping: mmap.mmap, *, writable: bool) -> None:
+    def __init__(self, name: str, mapping: mmap.mmap, *, writable: bool, identity: tuple[int, int] = (0, 0)) -> None:
         self.name = name
+        self._identity = identity  # device and inode of a named one
         self.writable = writable
         self._mapping = mapping
         # Page records are read at random: with 4 KiB pages most of the time goes into the TLB. Shared memory obeys only
@@ -135,7 +144,7 @@ class Segment:
         """A new named segment, zeroed. Raises as ``open_object``."""
         descriptor = open_object(name, create_bytes=total_bytes)
         try:
-            return cls(name, mmap.mmap(descriptor, total_bytes), writable=True)
+            return cls(name, mmap.mmap(descriptor, total_bytes), writable=True, identity=_identity(descriptor))
         except OSError as error:
             unlink_object(name)
             raise MachineError(f"{name}: cannot map {total_bytes} bytes: {error}") from error
@@ -160,7 +169,8 @@ class Segment:
             if size < layout.HEADER_DTYPE.itemsize:
                 raise SegmentError(f"{name}: {size} bytes are too few for a zone segment")
             access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
-            segment = cls(name, mmap.mmap(descriptor, size, access=access), writable=writable)
+            mapping = mmap.mmap(descriptor, size, access=access)
+            segment = cls(name, mapping, writable=writable, identity=_identity(descriptor))
         except OSError as error:
             raise MachineError(f"{name}: cannot map: {error}") from error
         finally:
@@ -183,6 +193,14 @@ class Segment:
         self.address = 0
         with contextlib.suppress(BufferError):
             self._mapping.close()
+
+    def is_named(self) -> bool:
+        """Whether the name still stands for this very object."""
+        try:
+            status = os.lstat(SHM_DIR + self.name)
+        except OSError:
+            return False
+        return (status.st_dev, status.st_ino) == self._identity
 
     def unlink(self) -> None:
         """Remove the name."""

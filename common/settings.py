@@ -199,6 +199,20 @@ class GuestSettings(_MachineSettings):
 
     host: str = _name("host", "lab", "name of the lab, the one that a host was started with")
     name: str = _name("name", "", "name of this guest", unset="guest-PID")
+    keep: bool = switch(
+        "keep", default=False, help="should this process be killed, its names stay, for another one with --attach"
+    )
+    attach: bool = switch(
+        "attach",
+        default=False,
+        help="take the zone of a guest of this name that was killed over, with all that is allocated; implies --keep",
+    )
+    join: bool = switch(
+        "join", default=False, help="be one more process of the running guest of this name: vCPUs without a reporter"
+    )
+    spare_slots: int = _integer(
+        "spare-slots", 2, 0, 64, "per-CPU slots beyond those of the vCPUs, for processes that join"
+    )
     work_pages: int = _integer("work-pages", 0, 0, 1 << 50, "stop after so many page operations; 0: go on")
     wait_for_ack: bool = switch(
         "wait-for-ack",
@@ -211,6 +225,14 @@ class GuestSettings(_MachineSettings):
         super().__post_init__()
         if not self.wait_for_ack and self.policy != "hint":
             raise UsageError(f"wait_for_ack: False; the policy {self.policy!r} always waits, allowed is it with 'hint'")
+        if (self.attach or self.join) and not self.name:
+            raise UsageError(f"{'join' if self.join else 'attach'}: which guest? name it with --name")
+        if self.join and (self.attach or self.keep):
+            raise UsageError("join: a process that joins owns no names; leave --attach and --keep to the guest itself")
+        if self.join and self.workload == "none":
+            raise UsageError("join: with --workload none it has nothing to do; choose another")
+        if (self.keep or self.attach) and self.policy == "shared":
+            raise UsageError("keep: the zone of the policy 'shared' belongs to its host as well; allowed without it")
 
 
 @dataclass(frozen=True, kw_only=True)

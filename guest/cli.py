@@ -39,6 +39,8 @@ def _run(arguments: list[str] | None) -> int:
     if namespace.warm_up:
         return _warm_up()
 
+    if settings.join:
+        return _join(settings)
     from guest.machine import Machine
     from guest.view import open_view
 
@@ -54,6 +56,22 @@ def _run(arguments: list[str] | None) -> int:
         raise machine.error
     if not result["ok"]:
         raise InvariantViolation("; ".join(result["complaints"]))
+    return EXIT_INTERRUPTED if stop.interrupted else EXIT_OK
+
+
+def _join(settings: GuestSettings) -> int:
+    """One more process of a running guest, to its end."""
+    from guest.joined import Joined
+
+    stop = _Stop()
+    with Joined(settings) as joined:
+        stop.end(joined.ended)
+        joined.wait(settings.duration_s)
+        joined.stop()
+        result = joined.result()
+    if settings.json:
+        write_json(result, settings.json, force=settings.force)
+    joined.check()
     return EXIT_INTERRUPTED if stop.interrupted else EXIT_OK
 
 

@@ -7,105 +7,39 @@ import mmap
 import os
 import threading
 import time
-from dataclasses import dataclass, field
-from typing import Any, Self, cast
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Self, cast
 
 import numpy as np
 
-from common import messages, names
-from common.errors import InvariantViolation, LabError
+from common import faults, messages, names
+from common.errors import InvariantViolation, MachineError, UsageError
 from common.geometry import PAGE_BYTES
 from common.queues import unlink_queue
 from common.ramobject import RamObject
 from common.segment import unlink_object
 from common.settings import GuestSettings
-from common.statistics import percentiles
+from guest.allocator import entry
 from guest.allocator.zone import Zone, ZoneSettings, ZoneStatistics
+from guest.inherit import Inheritance, dead_slots, finish_settling, free_inheritance, reap, take_over_slot
 from guest.memory import present_pages
-from guest.reporting.claims import Claims
+from guest.reporting.claims import Claims, take_over
 from guest.reporting.cycle import Cycle
 from guest.reporting.link import Link, LinkStatistics
 from guest.reporting.reporter import Reporter, ReporterStatistics
 from guest.reporting.table import find_policy
+from guest.result import GuestResult, collect
 from guest.usage import UsageRecorder
 from guest.warmup import load_kernels
-from guest.workloads import engine
 from guest.workloads.vcpu import Job, VCpu, WorkloadSettings, check_workload
 
 __all__ = ["GuestResult", "Machine"]
 
-_SPARE_SLOTS = 2  # per-CPU slots beyond the vCPUs', for processes that attach
 _LONGEST_SETTLING_S = 10.0
-
-
-@dataclass(frozen=True)
-class GuestResult:
-    """What one guest did, from start to end; what ``--json`` prints.
-
-    Attributes:
-        lock_hold_ns: percentiles of how long the reporter held the zone lock: ``pull``, ``put_back``, and ``all``.
-        nodes_hold_max: most list nodes looked at while the zone lock was held once.
-        alloc_ns, alloc_reporting_ns: percentiles of allocation times; of all, and of those that began while a
-            reporting run was active.
-        cpu_s: processor time, user and system, of the whole process since the work started.
-        job_s: from the start of the work until ``--work-pages`` were done; None without, or if they never were.
-        started_ns: when the work started, CLOCK_MONOTONIC as every time here.
-        per_vcpu: of each vCPU ``busy_ns``, ``operations``, ``pauses`` and ``ended_ns``, see ``VCpu``.
-        series: columns of equal length, see ``guest.usage``.
-        reinstalled_bytes: of ``installed_bytes`` what had been given back.
-    """
-
-    ok: bool
-    name: str
-    memory_bytes: int
-    peak_resident_bytes: int
-    final_resident_bytes: int
-    freed_bytes: int
-    returned_bytes: int
-    refaults: int
-    first_touches: int
-    allocations: int
-    frees: int
-    violations: int
-    zeroing_skipped_pages: int
-    complaints: tuple[str, ...]
-    in_flight_max_blocks: int
-    lock_hold_ns: dict[str, dict[str, int]]
-    alloc_ns: dict[str, int]
-    page_operations: int
-    turns: int
-    duration_s: float
-    work_s: float
-    reports: int
-    blocks: int
-    reported_bytes: int
-    withdrawn: int
-    failed: int
-    connections: int
-    stale_acks: int
-    runs: int
-    wakes: int
-    unreported_bytes: int
-    repairs: int
-    pressure: int
-    commands: int
-    settings: dict[str, Any] = field(default_factory=dict)
-    reports_timeline: tuple[tuple[int, int, int], ...] = ()
-    nodes_visited: int = 0
-    nodes_hold_max: int = 0
-    pulled_blocks: int = 0
-    failed_allocations: int = 0
-    alloc_reporting_ns: dict[str, int] = field(default_factory=dict)
-    cpu_s: float = 0.0
-    job_s: float | None = None
-    started_ns: int = 0
-    per_vcpu: tuple[dict[str, Any], ...] = ()
-    series: dict[str, list[int]] = field(default_factory=dict)
-    installs: int = 0
-    installed_bytes: int = 0
-    reinstalled_bytes: int = 0
-    install_wait_ns: int = 0
-    asks_withdrawn: int = 0
+_REAPING_PERIOD_S = 0.5
+_GATE_RETRY_S = 0.02  # only while a host sits inside the gate of a guest that is being taken over
+_SHORTEST_GATE_WAIT_S = 5.0
 
 
 def remove_leftovers(lab: str, guest: str) -> None:
@@ -118,8 +52,12 @@ def remove_leftovers(lab: str, guest: str) -> None:
 class Machine:
     """One guest in this process. Use as a context manager: leaving it stops everything and removes its names.
 
+    With ``settings.attach`` it takes the place of a guest that was killed: memory, geometry and per-CPU slots are those
+    of its zone then, whatever the settings say, and each vCPU goes on with the blocks of one of its.
+
     Raises:
-        UsageError: settings. NameInUseError: a live guest has this name. MachineError: memory, queues.
+        UsageError: settings. NameInUseError: a live guest has this name. MachineError: memory, queues. SegmentError,
+        PeerError: there is nothing to attach to.
     """
 
     def __init__(self, settings: GuestSettings) -> None:
@@ -136,13 +74,15 @@ class Machine:
         self.reporter: Reporter | None = None
         self.error: BaseException | None = None
         self.ended = threading.Event()
+        self._last_sequence = 0
+        self._next_reaping = 0.0
         self._ram_map: mmap.mmap | None = None
         self._ram_view: np.ndarray | None = None
-        self._peak_resident_bytes = 0
-        self._job = Job(settings.work_pages) if settings.work_pages else None
-        self._started = time.monotonic()
-        self._cpu_before_s = time.process_time()
-        self._work_ended = 0.0
+        self.peak_resident_bytes = 0
+        self.job = Job(settings.work_pages) if settings.work_pages else None
+        self.started_s = time.monotonic()
+        self.cpu_before_s = time.process_time()
+        self.work_ended_s = 0.0
         self._close = contextlib.ExitStack()
         try:
             self._build()
@@ -152,23 +92,18 @@ class Machine:
 
     def _build(self) -> None:
         settings = self.settings
+        if settings.attach:
+            self._attach()
+        else:
+            self._create()
+        self._map_ram()
+        settings = self.settings
         shared = settings.backend == "shared"
-        ram_bytes = settings.memory if shared else 0
-        # The RAM object first: who has made it owns the guest's name until the process ends.
-        self.ram = RamObject.create(self.lab, self.name, ram_bytes=ram_bytes)
-        self._close.callback(self._close_ram)
-        remove_leftovers(self.lab, self.name)
-        self.zone = Zone.create(self.lab, self.name, settings=self._zone_settings(ram_bytes))
-        self._close.callback(self.zone.unlink)
-        self._ram_map = self.ram.map() if shared else None
-        if self._ram_map is not None:
-            self._ram_view = np.frombuffer(self._ram_map, dtype=np.uint8)
-        # SAFETY: the view keeps the mapping alive; it is dropped after the vCPU threads have been joined.
-        self.ram_address = 0 if self._ram_view is None else int(self._ram_view.ctypes.data)
         self.usage = UsageRecorder(self.zone.address, self.ram.resident_bytes if shared else None)
         self.cycle = Cycle(
             self.zone, settings.policy, capacity=settings.capacity, residence=self._residence if shared else None
         )
+        inherited = self._take_over() if settings.attach else []
         hello = messages.Hello(
             guest=self.name,
             pid=os.getpid(),
@@ -191,17 +126,110 @@ class Machine:
                 deadline_ns=settings.deadline_ns,
                 on_refused=self.fail,
                 wait_for_ack=settings.wait_for_ack,
+                last_sequence=self._last_sequence,
             )
         self._close.callback(self.link.close)
         if self.policy.name != "off" and isinstance(self.link, Link):
             self.reporter = Reporter(self.zone, self.cycle, self.link, delay_ns=self.delay_ns, on_error=self.fail)
-        self._build_vcpus()
+        self._build_vcpus(inherited)
+
+    def _create(self) -> None:
+        """A new guest's objects. The RAM object first: who has made it owns the guest's name until the process ends."""
+        settings = self.settings
+        ram_bytes = settings.memory if settings.backend == "shared" else 0
+        self.ram = RamObject.create(self.lab, self.name, ram_bytes=ram_bytes, kept=settings.keep)
+        self._close.callback(self._close_ram)
+        remove_leftovers(self.lab, self.name)
+        self.zone = Zone.create(self.lab, self.name, settings=self._zone_settings(ram_bytes))
+        self._close.callback(self.zone.unlink)
+
+    def _attach(self) -> None:
+        """The objects of a guest that was killed, and what its zone says of the settings."""
+        self.zone = Zone.attach(self.lab, self.name)
+        self.ram = RamObject.adopt(self.lab, self.name, ram_bytes=self.zone.ram_bytes)
+        self._close.callback(self._leave_ram)
+        found = self.zone.settings()
+        self.settings = replace(
+            self.settings,
+            memory=found.memory_bytes,
+            backend="shared" if found.ram_bytes else "model",
+            min_order=found.min_order,
+            pcp_batch=found.pcp_batch,
+            pcp_high=found.pcp_high,
+            shuffle=found.shuffle,
+            merge_likely=found.merge_likely,
+            host_zeroed=found.host_zeroed,
+            poison=found.poison,
+        )
+        faults.reach("attach.owned")
+
+    def _take_over(self) -> list[Inheritance]:
+        """Everything of the dead process becomes this one's; the slots with blocks, for its vCPUs.
+
+        First its reports are withdrawn, so that a host which is still at one cannot discard what is in use again (S5).
+        Then its blocks in flight go back, unflagged, and only then is anything handed out by this process.
+        """
+        self._last_sequence = self._withdraw_reports()
+        faults.reach("attach.withdrawn")
+        residence = self._residence if self.settings.backend == "shared" else None
+        self.zone.validate()  # takes every lock, so what the dead one held is repaired
+        finish_settling(self.zone, residence)
+        holder = take_over(self.zone, os.getpid(), residence, stale_pid=self.zone.device_pid())
+        if holder:
+            raise UsageError(f"process {holder} reports this zone already; one reporting device a zone (-EBUSY)")
+        entry.unregister_device(self.zone.address, os.getpid())
+        self.cycle.release()
+        faults.reach("attach.put-back")
+        inherited = [
+            slot
+            for cpu, pid in dead_slots(self.zone)
+            if (slot := take_over_slot(self.zone, cpu, pid, self.ram_address)) is not None
+        ]
+        for queue in (names.report_queue(self.lab, self.name), names.ack_queue(self.lab, self.name)):
+            unlink_queue(queue)
+        # Last: until here another process could still do the same, and find the same dead one.
+        self.zone.take_ownership(self.policy.trigger, self.high_water_mark)
+        self._close.pop_all()
+        self._close.callback(self._close_ram)
+        self._close.callback(self.zone.unlink)
+        return inherited
+
+    def _withdraw_reports(self) -> int:
+        """Close the gate for all that the dead process sent; the number that new reports follow on.
+
+        Raises:
+            MachineError: a host is inside the gate, past the deadline.
+        """
+        end = time.monotonic() + max(self.settings.deadline_ns / 1e9, _SHORTEST_GATE_WAIT_S)
+        while not self.ram.try_gate():
+            if time.monotonic() > end:
+                raise MachineError(
+                    f"guest {self.name!r}: a host is in the midst of a discard of its memory and does not go on; "
+                    "continue it (kill -CONT) or end it, then try again"
+                )
+            self.ended.wait(_GATE_RETRY_S)
+        try:
+            return self.ram.withdraw_all()
+        finally:
+            self.ram.ungate()
+
+    def _leave_ram(self) -> None:
+        """Taking over failed: whatever the dead process left stays, for the next try."""
+        self._drop_ram_view()
+        self.ram.close()
+
+    def _map_ram(self) -> None:
+        self._ram_map = self.ram.map() if self.settings.backend == "shared" else None
+        if self._ram_map is not None:
+            self._ram_view = np.frombuffer(self._ram_map, dtype=np.uint8)
+        # SAFETY: the view keeps the mapping alive; it is dropped after the vCPU threads have been joined.
+        self.ram_address = 0 if self._ram_view is None else int(self._ram_view.ctypes.data)
 
     def _zone_settings(self, ram_bytes: int) -> ZoneSettings:
         settings = self.settings
         return ZoneSettings(
             memory_bytes=settings.memory,
-            cpus=settings.vcpus + _SPARE_SLOTS,
+            cpus=settings.vcpus + settings.spare_slots,
             pcp_batch=settings.pcp_batch,
             pcp_high=settings.pcp_high,
             shuffle=settings.shuffle,
@@ -215,8 +243,12 @@ class Machine:
             poison=settings.poison,
         )
 
-    def _build_vcpus(self) -> None:
+    def _build_vcpus(self, inherited: Sequence[Inheritance] = ()) -> None:
+        """The vCPUs; each goes on with the blocks of one slot of a dead process. Those of the others are freed."""
         settings = self.settings
+        spare = inherited if settings.workload == "none" else inherited[settings.vcpus :]
+        for slot in spare:
+            free_inheritance(self.zone, slot, self.ram_address)
         if settings.workload == "none":
             return
         share = int(self.zone.n_pages * settings.fill) // settings.vcpus
@@ -229,7 +261,15 @@ class Machine:
                 idle_ns=settings.idle_ns,
                 seed=settings.seed * 1000 + index,
             )
-            vcpu = VCpu(self.zone, self.ram_address, work, on_error=self.fail, on_idle=self._note_idle, job=self._job)
+            vcpu = VCpu(
+                self.zone,
+                self.ram_address,
+                work,
+                on_error=self.fail,
+                on_idle=self._note_idle,
+                job=self.job,
+                inherited=inherited[index] if index < len(inherited) else None,
+            )
             self.vcpus.append(vcpu)
 
     def _note_idle(self) -> None:
@@ -254,8 +294,8 @@ class Machine:
             if self.reporter is not None:
                 self.reporter.start()
             self.usage.take()
-            self._cpu_before_s = time.process_time()
-            self._started = time.monotonic()
+            self.cpu_before_s = time.process_time()
+            self.started_s = time.monotonic()
             for vcpu in self.vcpus:
                 vcpu.start()
         except BaseException:
@@ -273,8 +313,8 @@ class Machine:
         """Stop the vCPUs: they check and free all they hold, and drain their lists."""
         for vcpu in self.vcpus:
             vcpu.stop()
-        if not self._work_ended:
-            self._work_ended = time.monotonic()
+        if not self.work_ended_s:
+            self.work_ended_s = time.monotonic()
         for vcpu in self.vcpus:
             if vcpu.ident is not None:
                 self._join(vcpu)
@@ -313,12 +353,15 @@ class Machine:
             self.link.stop()
 
     def _close_ram(self) -> None:
+        self._drop_ram_view()
+        self.ram.unlink()
+        self.ram.close()
+
+    def _drop_ram_view(self) -> None:
         self._ram_view = None
         if self._ram_map is not None:
             with contextlib.suppress(BufferError):
                 self._ram_map.close()
-        self.ram.unlink()
-        self.ram.close()
 
     # -- look ---------------------------------------------------------------------------------------------------------
 
@@ -331,7 +374,7 @@ class Machine:
     def sample(self) -> tuple[ZoneStatistics, ReporterStatistics | None, LinkStatistics, int]:
         """Everything a view shows: zone, reporter, link, resident bytes."""
         resident = self.resident_bytes()
-        self._peak_resident_bytes = max(self._peak_resident_bytes, self.usage.peak_bytes, resident)
+        self.peak_resident_bytes = max(self.peak_resident_bytes, self.usage.peak_bytes, resident)
         reporter = None if self.reporter is None else self.reporter.statistics()
         return self.zone.statistics(), reporter, self.link.statistics(), resident
 
@@ -345,10 +388,17 @@ class Machine:
             if self.ended.wait(period_s):
                 return
             self.usage.take()
+            self._look_after_processes()
             if isinstance(self.link, Claims):
                 self.link.check()
-            if (self._job is not None and self._job.is_done()) or (end is not None and time.monotonic() >= end):
+            if (self.job is not None and self.job.is_done()) or (end is not None and time.monotonic() >= end):
                 return
+
+    def _look_after_processes(self) -> None:
+        """Free what processes that had joined and were killed have left; looked for now and then."""
+        if time.monotonic() >= self._next_reaping:
+            self._next_reaping = time.monotonic() + _REAPING_PERIOD_S
+            reap(self.zone, self.ram_address)
 
     def complaints(self) -> tuple[str, ...]:
         """What the vCPUs found wrong with their memory."""
@@ -367,106 +417,4 @@ class Machine:
 
     def result(self) -> GuestResult:
         """The result so far. Call it after ``stop_work`` for final figures."""
-        self.usage.take()
-        statistics, reporter, link, resident = self.sample()
-        complaints = list(self.complaints())
-        try:
-            self.zone.validate()
-        except LabError as error:
-            complaints.append(str(error))
-        holds = {
-            "pull": _histogram(self.cycle.pull_holds),
-            "put_back": _histogram(self.cycle.put_back_holds),
-            "all": _histogram(self.cycle.pull_holds, self.cycle.put_back_holds),
-        }
-        if self.policy.under_lock:
-            holds["waiting"] = _histogram(self.cycle.walk_wait_ns)  # the part of "pull" that was not the walk
-        return GuestResult(
-            ok=not complaints and self.error is None,
-            name=self.name,
-            memory_bytes=self.settings.memory,
-            peak_resident_bytes=self._peak_resident_bytes,
-            final_resident_bytes=resident,
-            freed_bytes=statistics.freed_bytes,
-            returned_bytes=statistics.returned_pages * PAGE_BYTES,
-            refaults=statistics.refaults,
-            first_touches=statistics.first_touches,
-            allocations=statistics.allocations,
-            frees=statistics.frees,
-            violations=max(statistics.violations, len(complaints)),
-            zeroing_skipped_pages=statistics.zeroing_skipped_pages,
-            complaints=tuple(complaints),
-            in_flight_max_blocks=statistics.in_flight_max_blocks,
-            lock_hold_ns=holds,
-            alloc_ns=_histogram(*(row for vcpu in self.vcpus for row in vcpu.times)),
-            alloc_reporting_ns=_histogram(*(vcpu.times[engine.T_REPORTING] for vcpu in self.vcpus)),
-            page_operations=sum(int(vcpu.state[engine.S_OPERATIONS]) for vcpu in self.vcpus),
-            turns=sum(int(vcpu.state[engine.S_TURNS]) for vcpu in self.vcpus),
-            duration_s=time.monotonic() - self._started,
-            work_s=(self._work_ended or time.monotonic()) - self._started,
-            reports=0 if reporter is None else reporter.batches,
-            blocks=0 if reporter is None else reporter.blocks,
-            reported_bytes=0 if reporter is None else reporter.pages * PAGE_BYTES,
-            withdrawn=link.withdrawn,
-            failed=link.failed,
-            connections=link.connections,
-            stale_acks=link.stale_acks,
-            runs=statistics.runs if reporter is None else reporter.runs,
-            wakes=0 if reporter is None else reporter.wakes,
-            unreported_bytes=self.zone.unreported_pages() * PAGE_BYTES,
-            repairs=statistics.repairs,
-            nodes_visited=statistics.nodes_visited,
-            nodes_hold_max=statistics.nodes_hold_max,
-            pulled_blocks=statistics.pulled_blocks,
-            failed_allocations=statistics.failed_allocations,
-            cpu_s=time.process_time() - self._cpu_before_s,
-            job_s=self._job_s(),
-            started_ns=int(self._started * 1e9),
-            per_vcpu=tuple(_describe(vcpu) for vcpu in self.vcpus),
-            series=self.usage.columns(),
-            pressure=statistics.pressure,
-            commands=link.commands,
-            settings=self._described_settings(),
-            reports_timeline=() if self.reporter is None else tuple(self.reporter.timeline),
-            installs=statistics.installs,
-            installed_bytes=statistics.installed_pages * PAGE_BYTES,
-            reinstalled_bytes=statistics.reinstalled_pages * PAGE_BYTES,
-            install_wait_ns=statistics.install_wait_ns,
-            asks_withdrawn=statistics.asks_withdrawn,
-        )
-
-    def _job_s(self) -> float | None:
-        if self._job is None or not self._job.done_ns:
-            return None
-        return self._job.done_ns / 1e9 - self._started
-
-    def _described_settings(self) -> dict[str, Any]:
-        settings = self.settings
-        return {
-            "policy": self.policy.name,
-            "min_order": settings.min_order,
-            "capacity": self.cycle.capacity,
-            "delay_ns": self.delay_ns,
-            "high_water_mark": self.high_water_mark,
-            "workload": settings.workload,
-            "work_order": settings.work_order,
-            "backend": settings.backend,
-            "vcpus": settings.vcpus,
-            "seed": settings.seed,
-            "host_zeroed": settings.host_zeroed,
-            "poison": settings.poison,
-            "wait_for_ack": settings.wait_for_ack,
-        }
-
-
-def _histogram(*histograms: np.ndarray) -> dict[str, int]:
-    return percentiles(*histograms).as_dict()
-
-
-def _describe(vcpu: VCpu) -> dict[str, Any]:
-    return {
-        "busy_ns": vcpu.busy_ns,
-        "operations": vcpu.operations,
-        "ended_ns": vcpu.ended_ns,
-        "pauses": tuple(vcpu.pauses),
-    }
+        return collect(self)

@@ -10,10 +10,14 @@ import os
 
 import numpy as np
 
+from common.faults import NUMBERS
 from common.geometry import PAGE_BYTES
 from common.layout import (
     C_FIRST_TOUCHES,
     C_REFAULTS,
+    C_TOUCHED_AGAIN,
+    C_TOUCHED_FIRST,
+    C_TOUCHING,
     C_VIOLATIONS,
     C_ZEROING_SKIPPED,
     INSTALLED,
@@ -24,9 +28,11 @@ from common.layout import (
     W_POISON,
     W_RESIDENT_OFFSET,
     W_RETURNED_PAGES,
+    W_SETTLED_PAGES,
+    W_SETTLING,
     ZEROED,
 )
-from common.native import exchange_u16, kernel, view_i64, view_u8
+from common.native import barrier, exchange_u16, fault_point, kernel, view_i64, view_u8
 from common.pagecount import PageCount
 from guest.allocator.view import ctl_of, pages_of
 
@@ -55,6 +61,8 @@ ZERO_LOST = 1  # a page that was discarded, confirmed as zero, or never used, di
 STAMP_LOST = 2  # a stamp written into an allocated page was not there when it was freed (S3, S5, S6)
 POISON_LOST = 3  # a page that was poisoned when it was freed did not hold the poison when it was used again (Z4)
 _PFN_BITS = 28
+TOUCH_NOTED, TOUCH_PAGE, TOUCH_MARKED = NUMBERS["touch.noted"], NUMBERS["touch.page"], NUMBERS["touch.marked"]
+SETTLE_PAGE, SETTLE_MARKED = NUMBERS["settle.page"], NUMBERS["settle.marked"]
 
 
 @kernel
@@ -140,14 +148,9 @@ def use_pages(zone, address, ram_address, slot, finding, pfn, order, tag):  # ty
     zeroed = take_zeroed(zone, pfn)
     poison = poison_pattern(zone)
     skipped = np.int64(0)
-    refaults = np.int64(0)
-    first_touches = np.int64(0)
+    missing = begin_touch(zone, residence, slot, pfn, order)
     for page in range(pfn, pfn + (1 << order)):
         was = residence[page]
-        if was == NEVER_TOUCHED:
-            first_touches += 1
-        elif was == RETURNED:
-            refaults += 1
         if ram_address != 0:
             # SAFETY: the mapping holds n_pages pages and outlives the vCPU threads; pfn was handed out by the zone.
             words = view_i64(ram_address + page * PAGE_BYTES, PAGE_WORDS)
@@ -171,10 +174,41 @@ def use_pages(zone, address, ram_address, slot, finding, pfn, order, tag):  # ty
         elif zeroed:
             skipped += 1
         residence[page] = RESIDENT
+        fault_point(TOUCH_PAGE)
     ctl_of(zone)[slot + C_ZEROING_SKIPPED] += skipped
-    ctl_of(zone)[slot + C_REFAULTS] += refaults
-    ctl_of(zone)[slot + C_FIRST_TOUCHES] += first_touches
+    fault_point(TOUCH_MARKED)
+    end_touch(zone, slot)
+    return missing
+
+
+@kernel
+def begin_touch(zone, residence, slot, pfn, order):  # type: ignore[no-untyped-def]
+    """Note the block that is about to be used, and what the slot's counts are when it is; the pages that are missing.
+
+    Should the process die on the way, whoever takes the slot over makes the rest of it true (``guest.inherit``).
+    """
+    refaults = np.int64(0)
+    first_touches = np.int64(0)
+    for page in range(pfn, pfn + (1 << order)):
+        first_touches += residence[page] == NEVER_TOUCHED
+        refaults += residence[page] == RETURNED
+    ctl_of(zone)[slot + C_TOUCHED_FIRST] = ctl_of(zone)[slot + C_FIRST_TOUCHES] + first_touches
+    ctl_of(zone)[slot + C_TOUCHED_AGAIN] = ctl_of(zone)[slot + C_REFAULTS] + refaults
+    barrier()
+    ctl_of(zone)[slot + C_TOUCHING] = (pfn << 4 | order) + 1
+    barrier()
+    fault_point(TOUCH_NOTED)
     return refaults + first_touches
+
+
+@kernel
+def end_touch(zone, slot):  # type: ignore[no-untyped-def]
+    """Every page of the block that was noted is resident: count them, and close the journal."""
+    barrier()
+    ctl_of(zone)[slot + C_FIRST_TOUCHES] = ctl_of(zone)[slot + C_TOUCHED_FIRST]
+    ctl_of(zone)[slot + C_REFAULTS] = ctl_of(zone)[slot + C_TOUCHED_AGAIN]
+    barrier()
+    ctl_of(zone)[slot + C_TOUCHING] = 0
 
 
 @kernel
@@ -200,16 +234,43 @@ def mark_returned(address, pfns, orders):  # type: ignore[no-untyped-def]
 
     Returns how many pages that were.
     """
-    header = view_i64(address, W_RETURNED_PAGES + 1)
+    header = view_i64(address, W_SETTLED_PAGES + 1)
     residence = resident_map(address, header[W_N_PAGES])
-    returned = np.int64(0)
+    before = header[W_RETURNED_PAGES]
     for index in range(pfns.size):
-        for page in range(pfns[index], pfns[index] + (1 << orders[index])):
+        first, pages = pfns[index], 1 << orders[index]
+        begin_settling(header, residence, first, pages)
+        for page in range(first, first + pages):
             if residence[page] == RESIDENT or residence[page] == INSTALLED:
                 residence[page] = RETURNED
-                returned += 1
-    header[W_RETURNED_PAGES] += returned
-    return returned
+                fault_point(SETTLE_PAGE)
+        end_settling(header)
+    return header[W_RETURNED_PAGES] - before
+
+
+@kernel
+def begin_settling(header, residence, first, pages):  # type: ignore[no-untyped-def]
+    """Note a block whose pages are about to be marked as returned, and what the count is when all of them are.
+
+    The reporter alone does this, a block at a time, so one record is enough (``guest.inherit`` reads it).
+    """
+    count = np.int64(0)
+    for page in range(first, first + pages):
+        count += residence[page] == RESIDENT or residence[page] == INSTALLED
+    header[W_SETTLED_PAGES] = header[W_RETURNED_PAGES] + count
+    barrier()
+    header[W_SETTLING] = first + 1
+    barrier()
+
+
+@kernel
+def end_settling(header):  # type: ignore[no-untyped-def]
+    """Close that journal."""
+    fault_point(SETTLE_MARKED)
+    barrier()
+    header[W_RETURNED_PAGES] = header[W_SETTLED_PAGES]
+    barrier()
+    header[W_SETTLING] = 0
 
 
 def present_pages(descriptor: int, pfn: int, order: int) -> np.ndarray:
@@ -257,10 +318,19 @@ def set_residence(address, first, now):  # type: ignore[no-untyped-def]
 
     A page that was never touched stays so. Reporter thread, no lock.
     """
-    header = view_i64(address, W_RETURNED_PAGES + 1)
+    header = view_i64(address, W_SETTLED_PAGES + 1)
     residence = resident_map(address, header[W_N_PAGES])
+    count = np.int64(0)
+    for index in range(now.size):
+        was = residence[first + index]
+        count += (was == RESIDENT or was == INSTALLED) and now[index] == RETURNED
+    header[W_SETTLED_PAGES] = header[W_RETURNED_PAGES] + count
+    barrier()
+    header[W_SETTLING] = first + 1
+    barrier()
     for index in range(now.size):
         was = residence[first + index]
         if (was == RESIDENT or was == INSTALLED) and now[index] == RETURNED:
             residence[first + index] = RETURNED
-            header[W_RETURNED_PAGES] += 1
+            fault_point(SETTLE_PAGE)
+    end_settling(header)

@@ -14,6 +14,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from common import faults
 from common.geometry import N_ORDERS, PAGE_SHIFT, TOP_ORDER
 from common.messages import Ack, Hello, Report, Status, pack_zeroed, unpack_blocks
 from common.ramobject import RamObject
@@ -89,6 +90,7 @@ def process_report(
         if not ram.try_gate():
             counters.busy += 1
             return Ack(report.epoch, report.seq, Status.BUSY, 0, 0)
+        faults.reach("host.gated")
         try:
             return _discard_gated(report, hello, blocks, ram, backend, counters, discarding)
         finally:
@@ -129,6 +131,7 @@ def _discard_gated(
     started_ns = time.monotonic_ns()
     outcome = backend.discard(blocks.starts, blocks.ends)
     discard_ns = time.monotonic_ns() - started_ns
+    faults.reach("host.discarded")
     counters.freed_bytes += outcome.freed_bytes
     counters.modelled_bytes += outcome.modelled_bytes
     counters.failures += outcome.failures

@@ -9,6 +9,7 @@ from typing import Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from common import faults
 from common.geometry import PAGE_SHIFT
 from common.messages import BackendName
 from common.ramobject import RamObject
@@ -85,6 +86,7 @@ class SharedBackend:
             if not populated:
                 self._count_empty(starts[blocks].tolist(), ends[blocks].tolist(), outcome)
             punch_hole(descriptor, offset, length)
+            faults.reach("host.punched")
             freed_pages, data_left = proof.after(descriptor, offset, length, mark)
             outcome.freed_bytes += freed_pages << PAGE_SHIFT
             if data_left:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol, Self
 
+from common import faults
 from common.errors import MessageError
 from common.messages import Goodbye, Hello, Report, RunEnd, decode
 from common.queues import CONTROL_DEPTH
@@ -232,9 +233,12 @@ class Host:
             guest.answer(reject_report(report, guest.counters))
             return
         guest.last_seq = report.seq
+        faults.reach("host.received")
         ram = guest.objects.ram
         ack = process_report(report, guest.hello, ram, guest.backend, guest.counters, self._discarding)
+        faults.reach("host.ungated")
         guest.answer(ack)
+        faults.reach("host.answered")
         self._count_latency(guest, report.pulled_ns)
 
     @staticmethod

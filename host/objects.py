@@ -10,6 +10,7 @@ import contextlib
 import os
 from dataclasses import dataclass
 
+from common import faults
 from common.errors import LabError, PeerError
 from common.geometry import PAGE_BYTES
 from common.messages import ACK_MSG_BYTES, MAX_CAPACITY, Hello, report_msg_bytes
@@ -44,6 +45,7 @@ class Identities:
         for name, identity in ((zone_object, self.zone), (ram_object, self.ram)):
             if identity is not None and shared_memory_identity(name(self.lab, self.guest)) == identity:
                 unlink_shared_memory(name(self.lab, self.guest))
+                faults.reach("host.removing")
         for name, identity in ((report_queue, self.report), (ack_queue, self.ack)):
             if identity is not None and queue_identity(name(self.lab, self.guest)) == identity:
                 with contextlib.suppress(OSError):

@@ -14,11 +14,13 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from common import faults
 from common.errors import LabError, PeerError, UsageError
 from common.geometry import PAGE_BYTES, check_memory_bytes
 from common.messages import MAX_REASON_CHARS, Goodbye, Hello, Message, Refuse, Welcome, encode
-from common.names import ack_queue
+from common.names import SHM_DIR, ack_queue, ram_object
 from common.queues import Queue
+from common.ramobject import is_kept
 from host.accounting import Counters, GuestStatistics
 from host.discard import BACKENDS, Backend
 from host.objects import GuestObjects, Identities, queue_identity
@@ -104,6 +106,7 @@ class Registry:
             self.hellos_refused += 1
             self._refuse(hello, str(error))
             return None
+        faults.reach("host.opened")
         guest.answer(Welcome(os.getpid(), hello.epoch))
         return guest
 
@@ -117,10 +120,14 @@ class Registry:
             self._close_objects(guest)
 
     def died(self, guest: Guest) -> None:
-        """The process of ``guest`` has ended: remove what it left behind, keep its account."""
+        """The process of ``guest`` has ended: remove what it left behind, keep its account.
+
+        Of a guest that asked for it the names stay, for a process that takes its place.
+        """
         if self.guests.get(guest.hello.guest) is guest:
             self._retire(guest, lost=True)
-            guest.identities.remove()  # by identity: what a successor has made meanwhile stays
+            if not is_kept(SHM_DIR + ram_object(self.lab, guest.hello.guest)):
+                guest.identities.remove()  # by identity: what a successor has made meanwhile stays
 
     def close(self) -> None:
         """Close everything; guests that live keep their names, for the next host."""

@@ -14,11 +14,12 @@ import time
 from types import TracebackType
 from typing import Self
 
+from common import faults
 from common.errors import LabError, MachineError, NameInUseError
 from common.messages import Announce, encode
 from common.names import SHM_DIR, ack_queue, control_queue, guests_in_shm, ram_object, report_queue, zone_object
 from common.queues import Queue, create_control_queue, unlink_queue
-from common.ramobject import remove_if_dead
+from common.ramobject import is_kept, remove_if_dead
 from host.objects import unlink_shared_memory
 
 __all__ = ["LabName", "announce", "lock_object"]
@@ -44,6 +45,7 @@ class LabName:
         """
         self.lab = lab
         self._lock = _take_lock(lab)
+        faults.reach("host.named")
         try:
             unlink_queue(control_queue(lab))  # that of a dead host: nobody else can have made it
             self.control = create_control_queue(lab)
@@ -122,9 +124,12 @@ def announce(lab: str) -> int:
 
 
 def _remove_dead_guest(lab: str, guest: str) -> bool:
-    """Remove the names of a guest whose process is gone, as a host that had lived would have; False if it lives."""
+    """Remove the names of a guest whose process is gone, as a host that had lived would have; False if it lives.
+
+    Those of a guest that wants to keep them stay: it is told of this host, for when it is back.
+    """
     try:
-        if not remove_if_dead(SHM_DIR + ram_object(lab, guest)):
+        if is_kept(SHM_DIR + ram_object(lab, guest)) or not remove_if_dead(SHM_DIR + ram_object(lab, guest)):
             return False
     except OSError:
         return False

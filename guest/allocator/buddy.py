@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from common.faults import NUMBERS
 from common.geometry import N_ORDERS, PAGEBLOCK_ORDER, TOP_ORDER, Migratetype
 from common.layout import (
     ALLOCATED,
@@ -39,7 +40,7 @@ from common.layout import (
     W_WORK,
     ZEROED,
 )
-from common.native import kernel, semaphore_post, semaphore_try, word_address
+from common.native import fault_point, kernel, semaphore_post, semaphore_try, word_address
 from guest.allocator.lists import (
     add_to_free_list,
     add_to_free_list_tail,
@@ -47,6 +48,7 @@ from guest.allocator.lists import (
     free_list_head,
     next_node,
 )
+from guest.allocator.owners import journal_take
 from guest.allocator.shuffle import random_bit
 from guest.allocator.view import bitmap_of, blocks_of, ctl_of, pages_of, residence_of
 
@@ -67,6 +69,10 @@ __all__ = [
 ]
 
 ISOLATE = int(Migratetype.ISOLATE)
+SPLIT_TAKEN, SPLIT_HALF = NUMBERS["split.taken"], NUMBERS["split.half"]
+TAKE_ALLOCATED, TAKE_COUNTED = NUMBERS["take.allocated"], NUMBERS["take.counted"]
+FREE_COUNTED, MERGE_TAKEN = NUMBERS["free.counted"], NUMBERS["merge.taken"]
+REQUEST_POSTED = NUMBERS["request.posted"]
 
 # How a block is freed (fpi_t of mm/page_alloc.c since 5.10; v9's one bool stands for both).
 FPI_NONE = 0
@@ -103,6 +109,7 @@ def request_run(zone):  # type: ignore[no-untyped-def]
     if ctl_of(zone)[W_REFCNT] == 0:
         # SAFETY: the semaphore lies in the mapped header; posting never blocks.
         semaphore_post(word_address(zone.ctl, W_WORK))
+        fault_point(REQUEST_POSTED)
     ctl_of(zone)[W_REQUESTS] += 1
     ctl_of(zone)[W_REFCNT] += 1
     ctl_of(zone)[W_REQUESTED] = 1
@@ -170,6 +177,8 @@ def take_smallest(zone, order, migratetype):  # type: ignore[no-untyped-def]
     Mirrors __rmqueue_smallest and expand: the front entry is taken, the lower half is kept, each upper half goes to
     the front of its list, unreported (S7). Both halves of a zeroed block are zeroed (Z2). While a host is asked for
     what is not there, such a block stays where it is: the answer is NOT_THERE less its pfn.
+
+    The block is noted as in hand (``owners``); whoever finds a place for it closes the journal.
     """
     current = order
     while current < N_ORDERS:
@@ -179,11 +188,16 @@ def take_smallest(zone, order, migratetype):  # type: ignore[no-untyped-def]
             if ctl_of(zone)[W_ASKING] and is_missing(zone, pfn, current):
                 return np.int64(NOT_THERE) - pfn
             zeroed = del_page_from_free_list(zone, pfn, current)
+            fault_point(SPLIT_TAKEN)
             while current > order:
                 current -= 1
                 add_to_free_list(zone, pfn + (1 << current), current, migratetype, zeroed)
+                fault_point(SPLIT_HALF)
+            journal_take(zone, pfn)
             pages_of(zone)[pfn] = ALLOCATED | order | (migratetype << MT_SHIFT) | zeroed
+            fault_point(TAKE_ALLOCATED)
             account_free(zone, -(1 << order), migratetype)
+            fault_point(TAKE_COUNTED)
             return pfn
         current += 1
     return np.int64(-1)
@@ -217,6 +231,7 @@ def free_one(zone, pfn, order, migratetype, fpi, random_store):  # type: ignore[
     """
     zeroed = fpi & FPI_ZEROED
     account_free(zone, 1 << order, migratetype)
+    fault_point(FREE_COUNTED)
     while order < TOP_ORDER:
         buddy = pfn ^ (1 << order)
         if not is_free_head(zone, buddy, order):
@@ -226,6 +241,7 @@ def free_one(zone, pfn, order, migratetype, fpi, random_store):  # type: ignore[
             if buddy_type != migratetype and (buddy_type == ISOLATE or migratetype == ISOLATE):
                 break
         zeroed &= del_page_from_free_list(zone, buddy, order)
+        fault_point(MERGE_TAKEN)
         pfn &= buddy
         order += 1
     if fpi & FPI_TO_TAIL:

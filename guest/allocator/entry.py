@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from common.faults import NUMBERS
 from common.geometry import N_MIGRATETYPES, N_ORDERS, TOP_ORDER, Migratetype
 from common.layout import (
+    C_OF_GUEST,
     C_OWNER_PID,
     C_RANDOM_STATE,
     N_PCP_LISTS,
@@ -16,6 +18,7 @@ from common.layout import (
     W_N_CPUS,
     W_N_PAGES,
     W_NR_FREE,
+    W_OWNER_PID,
     W_RANDOM_STATE,
     W_REFCNT,
     W_REPORTED,
@@ -25,7 +28,7 @@ from common.layout import (
     W_SEED,
     W_TRIGGER,
 )
-from common.native import kernel, view_u8
+from common.native import fault_point, kernel, view_u8
 from guest.allocator.buddy import account_free, request_run
 from guest.allocator.lists import add_to_free_list_tail
 from guest.allocator.locked import E_LOCK, lock_zone, unlock_zone
@@ -49,6 +52,7 @@ __all__ = [
 ]
 
 MOVABLE = int(Migratetype.MOVABLE)
+REGISTER_BEGUN = NUMBERS["register.begun"]
 
 
 @kernel
@@ -111,13 +115,17 @@ def locked_copy(address, target):  # type: ignore[no-untyped-def]
 
 @kernel
 def claim_slot(address, pid):  # type: ignore[no-untyped-def]
-    """Take the first per-CPU slot that nobody owns. Its number, -1 when all are taken, or E_LOCK."""
+    """Take the first per-CPU slot that nobody owns. Its number, -1 when all are taken, or E_LOCK.
+
+    One that the guest's own process takes is the guest's: should it die, its successor has it, and nobody else.
+    """
     zone = open_zone(address)
     found = np.int64(-1)
     if not lock_zone(zone):
         return np.int64(E_LOCK)
     for cpu in range(ctl_of(zone)[W_N_CPUS]):
         if ctl_of(zone)[cpu_slot(cpu) + C_OWNER_PID] == 0:
+            ctl_of(zone)[cpu_slot(cpu) + C_OF_GUEST] = pid == ctl_of(zone)[W_OWNER_PID]
             ctl_of(zone)[cpu_slot(cpu) + C_OWNER_PID] = pid
             found = np.int64(cpu)
             break
@@ -160,6 +168,7 @@ def register_device(address, pid, stale_pid):  # type: ignore[no-untyped-def]
         ctl_of(zone)[W_REQUESTED] = 0
         ctl_of(zone)[W_REFCNT] = 0
         ctl_of(zone)[W_ACTIVE] = 0
+        fault_point(REGISTER_BEGUN)
         ctl_of(zone)[W_DEVICE_PID] = pid
         ctl_of(zone)[W_REPORTING_ENABLED] = 1
         if ctl_of(zone)[W_TRIGGER] != TRIGGER_OFF:

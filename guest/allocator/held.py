@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from common.faults import NUMBERS
 from common.layout import (
     HELD_LIST,
     INTERIOR,
@@ -22,7 +23,7 @@ from common.layout import (
     W_TRIGGER,
     ZEROED,
 )
-from common.native import kernel
+from common.native import fault_point, kernel
 from guest.allocator.buddy import FPI_SKIP_REPORT_NOTIFY, request_run
 from guest.allocator.lists import next_node, unlink
 from guest.allocator.pageblocks import free_across_pageblocks
@@ -32,6 +33,7 @@ __all__ = ["PRESSURE_BLOCKS", "release_held", "relieve_pressure"]
 
 # Held blocks that one hold of the lock gives back under pressure; a quarter of v9's batch of 16.
 PRESSURE_BLOCKS = 4
+RELEASE_INTERIOR = NUMBERS["release.interior"]
 
 
 @kernel
@@ -45,6 +47,7 @@ def release_held(zone, most, fpi):  # type: ignore[no-untyped-def]
         order = state & ORDER_MASK
         unlink(zone, pfn)
         pages_of(zone)[pfn] = INTERIOR
+        fault_point(RELEASE_INTERIOR)
         ctl_of(zone)[W_HELD_BLOCKS] -= 1
         ctl_of(zone)[W_HELD_PAGES] -= 1 << order
         free_across_pageblocks(zone, pfn, order, fpi | (state & ZEROED), np.int64(W_RANDOM_STATE))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from common.faults import NUMBERS
 from common.geometry import N_ORDERS, Migratetype
 from common.layout import (
     ACTIVE_BOUNDARY,
@@ -25,7 +26,7 @@ from common.layout import (
     W_REPORTED,
     ZEROED,
 )
-from common.native import barrier, kernel
+from common.native import barrier, fault_point, kernel
 from guest.allocator.view import ctl_of, links_of, pages_of
 
 __all__ = [
@@ -44,6 +45,11 @@ __all__ = [
 
 ISOLATE = int(Migratetype.ISOLATE)
 MT_FIELD = 0x7
+LINK_FIRST, LINK_FORWARD = NUMBERS["link.first"], NUMBERS["link.forward"]
+UNLINK_FORWARD = NUMBERS["unlink.forward"]
+LIST_STATED, LIST_LINKED = NUMBERS["list.stated"], NUMBERS["list.linked"]
+LIST_UNLINKED, LIST_UNCOUNTED = NUMBERS["list.unlinked"], NUMBERS["list.uncounted"]
+MOVE_UNLINKED, MOVE_STATED = NUMBERS["move.unlinked"], NUMBERS["move.stated"]
 
 
 @kernel
@@ -70,6 +76,7 @@ def link_before(zone, node, successor):  # type: ignore[no-untyped-def]
     before = np.int64(links_of(zone)[2 * successor + 1])
     links_of(zone)[2 * node] = successor
     links_of(zone)[2 * node + 1] = before
+    fault_point(LINK_FIRST)
     links_of(zone)[2 * successor + 1] = node
     links_of(zone)[2 * before] = node
 
@@ -80,8 +87,10 @@ def link_after(zone, node, predecessor):  # type: ignore[no-untyped-def]
     behind = np.int64(links_of(zone)[2 * predecessor])
     links_of(zone)[2 * node] = behind
     links_of(zone)[2 * node + 1] = predecessor
+    fault_point(LINK_FIRST)
     barrier()  # its own links are right before the forward chain leads to it
     links_of(zone)[2 * predecessor] = node
+    fault_point(LINK_FORWARD)
     links_of(zone)[2 * behind + 1] = node
 
 
@@ -91,6 +100,7 @@ def unlink(zone, node):  # type: ignore[no-untyped-def]
     behind = np.int64(links_of(zone)[2 * node])
     before = np.int64(links_of(zone)[2 * node + 1])
     links_of(zone)[2 * before] = behind
+    fault_point(UNLINK_FORWARD)
     links_of(zone)[2 * behind + 1] = before
 
 
@@ -102,7 +112,9 @@ def add_to_free_list(zone, pfn, order, migratetype, zeroed=0):  # type: ignore[n
     """
     barrier()  # what it is made of is interior before it is a head
     pages_of(zone)[pfn] = FREE | order | (migratetype << MT_SHIFT) | zeroed
+    fault_point(LIST_STATED)
     link_after(zone, pfn, free_list_head(zone, order, migratetype))
+    fault_point(LIST_LINKED)
     ctl_of(zone)[W_NR_FREE + order] += 1
 
 
@@ -120,7 +132,9 @@ def add_to_free_list_tail(zone, pfn, order, migratetype, zeroed=0):  # type: ign
     """Make ``pfn`` a free, unreported head directly ahead of the boundary, or at the very tail (D4)."""
     barrier()  # as above
     pages_of(zone)[pfn] = FREE | order | (migratetype << MT_SHIFT) | zeroed
+    fault_point(LIST_STATED)
     link_before(zone, pfn, tail_position(zone, order, migratetype))
+    fault_point(LIST_LINKED)
     ctl_of(zone)[W_NR_FREE + order] += 1
 
 
@@ -143,7 +157,9 @@ def del_page_from_free_list(zone, pfn, order):  # type: ignore[no-untyped-def]
         retire_boundary(zone, pfn, order, (state >> MT_SHIFT) & MT_FIELD)
         ctl_of(zone)[W_REPORTED + order] -= 1
     unlink(zone, pfn)
+    fault_point(LIST_UNLINKED)
     pages_of(zone)[pfn] = INTERIOR
+    fault_point(LIST_UNCOUNTED)
     ctl_of(zone)[W_NR_FREE + order] -= 1
     return state & ZEROED
 
@@ -171,7 +187,9 @@ def move_to_free_list(zone, pfn, order, migratetype):  # type: ignore[no-untyped
             ctl_of(zone)[W_REPORTED + order] -= 1
             reported = np.int64(0)
     unlink(zone, pfn)
+    fault_point(MOVE_UNLINKED)
     pages_of(zone)[pfn] = FREE | order | (migratetype << MT_SHIFT) | reported | (state & ZEROED)
+    fault_point(MOVE_STATED)
     if reported != 0 and ctl_of(zone)[W_ACTIVE] == ACTIVE_RELEASE:
         link_after(zone, pfn, free_list_head(zone, order, migratetype))
     else:

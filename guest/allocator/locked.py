@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from common.faults import NUMBERS
 from common.geometry import PAGEBLOCK_ORDER, TOP_ORDER
 from common.layout import (
     ALLOCATED,
@@ -31,11 +32,21 @@ from common.layout import (
     W_ZONE_LOCK,
 )
 from common.mutex import EOWNERDEAD
-from common.native import exchange_u16, kernel, mutex_consistent, mutex_lock, mutex_unlock, prefetch, word_address
+from common.native import (
+    exchange_u16,
+    fault_point,
+    kernel,
+    mutex_consistent,
+    mutex_lock,
+    mutex_unlock,
+    prefetch,
+    word_address,
+)
 from guest.allocator.asks import AWAITED, asks_pending, begin_ask
 from guest.allocator.buddy import FPI_NONE, NOT_THERE, take_smallest
 from guest.allocator.held import relieve_pressure
 from guest.allocator.lists import free_list_head, splice_to_front
+from guest.allocator.owners import hand_over_block
 from guest.allocator.pageblocks import (
     free_across_pageblocks,
     isolate_pageblock,
@@ -75,6 +86,8 @@ E_DOUBLE_FREE = -3
 E_WRONG_ORDER = -4
 E_LOCK = -5
 E_NOT_ISOLATED = -6
+
+BUDDY_FREE_CLAIMED = NUMBERS["buddy-free.claimed"]
 
 ALLOC_NO_WATERMARKS = 1  # mm/internal.h: may go below every watermark
 ALLOC_HIGH = 2  # __GFP_HIGH: may use half of what min keeps
@@ -154,9 +167,9 @@ def take_under_pressure(zone, order, migratetype, flags):  # type: ignore[no-unt
 
 
 @kernel
-def buddy_alloc(zone, order, migratetype, flags):  # type: ignore[no-untyped-def]
+def buddy_alloc(zone, cpu, order, migratetype, flags):  # type: ignore[no-untyped-def]
     """Lock, allocate 2**order pages past the per-CPU lists, unlock. A pfn, E_NO_MEMORY, E_LOCK, AWAITED, or that of
-    ``begin_ask``.
+    ``begin_ask``. The block is that of slot ``cpu`` (NOBODY: of none).
     """
     if not lock_zone(zone):
         return np.int64(E_LOCK)
@@ -167,6 +180,7 @@ def buddy_alloc(zone, order, migratetype, flags):  # type: ignore[no-untyped-def
             return pfn
     if pfn >= 0:
         ctl_of(zone)[W_ALLOCATIONS] += 1
+        hand_over_block(zone, pfn, cpu)
     elif pfn <= NOT_THERE:
         pfn = begin_ask(zone, NOT_THERE - pfn)
     elif asks_pending(zone):
@@ -226,6 +240,7 @@ def buddy_free(zone, pfn, order):  # type: ignore[no-untyped-def]
     code = allocated_state(zone, pfn, order)
     if code >= 0:
         if claim_block(zone, pfn, code, INTERIOR):
+            fault_point(BUDDY_FREE_CLAIMED)
             free_across_pageblocks(zone, pfn, order, FPI_NONE, np.int64(W_RANDOM_STATE))
             ctl_of(zone)[W_FREES] += 1
             code = np.int64(0)

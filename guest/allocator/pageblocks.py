@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from common.faults import NUMBERS
 from common.geometry import N_ORDERS, PAGEBLOCK_ORDER, PAGEBLOCK_PAGES, Migratetype
 from common.layout import (
     ALLOCATED,
@@ -20,7 +21,7 @@ from common.layout import (
     W_RANDOM_STATE,
     W_STEALS,
 )
-from common.native import kernel
+from common.native import fault_point, kernel
 from guest.allocator.buddy import FPI_NONE, account_free, free_one, is_free_head, pageblock_type, take_smallest
 from guest.allocator.lists import (
     add_to_free_list,
@@ -47,6 +48,8 @@ HIGHATOMIC = int(Migratetype.HIGHATOMIC)
 CMA = int(Migratetype.CMA)
 ISOLATE = int(Migratetype.ISOLATE)
 MT_FIELD = 0x7
+ISOLATE_TYPED, UNISOLATE_TYPED = NUMBERS["isolate.typed"], NUMBERS["unisolate.typed"]
+STEAL_TYPED, REQUEUE_TAKEN = NUMBERS["steal.typed"], NUMBERS["requeue.taken"]
 CANNOT_STEAL = 100  # added to a migratetype that was found but whose block may only be used, not claimed
 
 
@@ -126,6 +129,7 @@ def requeue_free_blocks(zone, first, migratetype):  # type: ignore[no-untyped-de
     if anew:
         zeroed = del_page_from_free_list(zone, first, PAGEBLOCK_ORDER)
         account_free(zone, -PAGEBLOCK_PAGES, (state >> MT_SHIFT) & MT_FIELD)
+        fault_point(REQUEUE_TAKEN)
         free_one(zone, first, np.int64(PAGEBLOCK_ORDER), migratetype, FPI_NONE | zeroed, np.int64(W_RANDOM_STATE))
     else:
         move_free_pages(zone, first, migratetype)
@@ -140,6 +144,7 @@ def isolate_pageblock(zone, pageblock):  # type: ignore[no-untyped-def]
         return False
     split_top_block(zone, first)
     blocks_of(zone)[pageblock] = ISOLATE | (old << BLOCK_SAVED_SHIFT)
+    fault_point(ISOLATE_TYPED)
     requeue_free_blocks(zone, first, ISOLATE)
     return True
 
@@ -156,6 +161,7 @@ def unisolate_pageblock(zone, pageblock):  # type: ignore[no-untyped-def]
     split_top_block(zone, first)
     old = np.int64(blocks_of(zone)[pageblock]) >> BLOCK_SAVED_SHIFT
     blocks_of(zone)[pageblock] = old
+    fault_point(UNISOLATE_TYPED)
     requeue_free_blocks(zone, first, old)
     return True
 
@@ -212,6 +218,7 @@ def steal_suitable_fallback(zone, pfn, order, start_type, whole_block):  # type:
             for index in range(1 << (order - PAGEBLOCK_ORDER)):  # change_pageblock_range
                 write_pageblock_type(zone, pfn + (index << PAGEBLOCK_ORDER), start_type)
             ctl_of(zone)[W_CLAIMED_PAGEBLOCKS] += 1
+            fault_point(STEAL_TYPED)
         elif whole_block:
             moved, movable = move_free_pages(zone, pfn & ~(PAGEBLOCK_PAGES - 1), start_type)
             alike = np.int64(0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from common.faults import NUMBERS
 from common.geometry import PAGEBLOCK_ORDER, PCP_MIGRATETYPES, Migratetype
 from common.layout import (
     ALLOCATED,
@@ -15,30 +16,38 @@ from common.layout import (
     C_COUNT,
     C_DRAINS,
     C_FREES,
+    C_IN_HAND,
     C_LOCK,
     C_RANDOM_STATE,
     C_REFILLS,
     CLAIMED,
-    CPU_WORDS,
-    FREE_HEAD_NODES,
-    HEADER_WORDS,
+    HANDED_OUT,
     INTERIOR,
     MT_SHIFT,
     N_ASKS,
     N_PCP_LISTS,
     ON_PCP,
     ORDER_MASK,
-    PCP_HEAD_NODES,
     PCP_LOW_ORDERS,
+    TAKEN_IN,
     W_FAILED_ALLOCATIONS,
     W_HELD_BLOCKS,
     W_N_CPUS,
-    W_N_PAGES,
     W_PCP_BATCH,
     W_PCP_HIGH,
     ZEROED,
 )
-from common.native import barrier, exchange_i64, kernel, load_i64, prefetch, sleep_us, store_i64, thread_is_gone
+from common.native import (
+    barrier,
+    exchange_i64,
+    fault_point,
+    kernel,
+    load_i64,
+    prefetch,
+    sleep_us,
+    store_i64,
+    thread_is_gone,
+)
 from guest.allocator.asks import ASK, AWAITED, asks_pending, begin_ask
 from guest.allocator.buddy import FPI_NONE, NOT_THERE, is_free_head, pageblock_type
 from guest.allocator.install import FULL_WAITS, wait_for_ask, wait_for_install
@@ -57,8 +66,10 @@ from guest.allocator.locked import (
     take_under_pressure,
     unlock_zone,
 )
+from guest.allocator.owners import journal_clear, journal_link, mark_owner
 from guest.allocator.pageblocks import free_across_pageblocks
 from guest.allocator.repair import rebuild_slot
+from guest.allocator.slots import cpu_slot, pcp_list_head, pcp_list_index
 from guest.allocator.view import ctl_of, links_of, open_zone, pages_of
 
 __all__ = ["alloc_pages", "cpu_slot", "drain_slot", "free_pages", "lock_slot", "pcp_list_head", "unlock_slot"]
@@ -66,18 +77,12 @@ __all__ = ["alloc_pages", "cpu_slot", "drain_slot", "free_pages", "lock_slot", "
 MOVABLE = int(Migratetype.MOVABLE)
 PATIENCE = 200  # tries before a waiter looks whether the owner lives, and sleeps
 WAIT_US = 50
-
-
-@kernel
-def cpu_slot(cpu):  # type: ignore[no-untyped-def]
-    """First word of slot ``cpu`` in ``ctl``."""
-    return HEADER_WORDS + cpu * CPU_WORDS
-
-
-@kernel
-def pcp_list_head(zone, cpu, index):  # type: ignore[no-untyped-def]
-    """Node number of the head of per-CPU list ``index`` of ``cpu``."""
-    return ctl_of(zone)[W_N_PAGES] + FREE_HEAD_NODES + cpu * PCP_HEAD_NODES + index
+REFILL_LINKED, REFILL_LISTED = NUMBERS["refill.linked"], NUMBERS["refill.listed"]
+OUT_ALLOCATED, OUT_UNLINKED = NUMBERS["hand-out.allocated"], NUMBERS["hand-out.unlinked"]
+OUT_OWNED = NUMBERS["hand-out.owned"]
+IN_CLAIMED, IN_LINKED, IN_LISTED = NUMBERS["take-in.claimed"], NUMBERS["take-in.linked"], NUMBERS["take-in.listed"]
+DRAIN_INTERIOR, DRAIN_UNLINKED = NUMBERS["drain.interior"], NUMBERS["drain.unlinked"]
+DRAIN_FREED = NUMBERS["drain.freed"]
 
 
 @kernel
@@ -89,16 +94,8 @@ def has_pcp_list(zone, cpu, order, migratetype):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def pcp_list_index(order, migratetype):  # type: ignore[no-untyped-def]
-    """order_to_pindex: three types for each low order, then movable and others of pageblock order."""
-    if order < PCP_LOW_ORDERS:
-        return order * PCP_MIGRATETYPES + migratetype
-    return N_PCP_LISTS - 2 + (0 if migratetype == MOVABLE else 1)
-
-
-@kernel
 def lock_slot(zone, cpu):  # type: ignore[no-untyped-def]
-    """Take a slot's lock; when its owner died in it, rebuild the slot's lists first.
+    """Take a slot's lock; when its owner died in it, rebuild the slot's lists first, under the zone lock.
 
     One word that holds the owner's thread id, taken by one atomic exchange and released by one store: a third of what
     the robust mutex costs, and on the path of every allocation. The slot's own thread takes it uncontended; only a
@@ -111,7 +108,11 @@ def lock_slot(zone, cpu):  # type: ignore[no-untyped-def]
         if tries % PATIENCE == 0:
             owner = load_i64(address)
             if owner != 0 and thread_is_gone(owner) and exchange_i64(address, owner, zone.thread):
+                # The zone first, where its owner died in both: what it had in its hands may be on the slot's lists.
+                sound = lock_zone(zone)
                 rebuild_slot(zone, cpu)
+                if sound:
+                    unlock_zone(zone)
                 return
             sleep_us(WAIT_US)
 
@@ -150,15 +151,19 @@ def refill(zone, slot, head, order, migratetype, flags):  # type: ignore[no-unty
         if pfn < 0:
             break
         # The forward chain is whole after each block, for rebuild_slot; the head's backward link follows at the end.
+        journal_link(zone, pfn, last, head)
         links_of(zone)[2 * pfn] = head
         links_of(zone)[2 * pfn + 1] = last
         barrier()
         links_of(zone)[2 * last] = pfn
+        fault_point(REFILL_LINKED)
         barrier()  # on the list first: a block that says so and is on none would be lost
         zeroed = np.int64(pages_of(zone)[pfn]) & ZEROED
         pages_of(zone)[pfn] = ON_PCP | order | (migratetype << MT_SHIFT) | zeroed
+        fault_point(REFILL_LISTED)
         last = pfn
         taken += 1
+    journal_clear(zone)
     links_of(zone)[2 * head + 1] = last
     if taken == 0:
         ctl_of(zone)[W_FAILED_ALLOCATIONS] += 1
@@ -210,16 +215,21 @@ def drain_blocks(zone, cpu, index, pages):  # type: ignore[no-untyped-def]
             state = np.int64(pages_of(zone)[pfn])
             order = state & ORDER_MASK
             before = previous_node(zone, pfn)
-            pages_of(zone)[pfn] = INTERIOR  # ends the chain for rebuild_slot, and rebuild_zone frees it
+            journal_link(zone, pfn, before, head)
+            pages_of(zone)[pfn] = INTERIOR  # rebuild_zone takes it off the list, and frees it
+            fault_point(DRAIN_INTERIOR)
             barrier()
             links_of(zone)[2 * before] = head
+            fault_point(DRAIN_UNLINKED)
             # A block that a refill brought and nobody was handed is as zero as it came (Z2).
             free_across_pageblocks(zone, pfn, order, FPI_NONE | (state & ZEROED), slot + C_RANDOM_STATE)
+            fault_point(DRAIN_FREED)
             left -= 1 << order
             pfn = before
         links_of(zone)[2 * head + 1] = pfn
         if left <= 0:
             break
+    journal_clear(zone)
     ctl_of(zone)[slot + C_COUNT] -= wanted - left
     ctl_of(zone)[slot + C_DRAINS] += 1
     unlock_zone(zone)
@@ -263,7 +273,7 @@ def alloc_there(zone, cpu, order, migratetype, flags):  # type: ignore[no-untype
     The watermark is checked when a list is refilled, not on each hit.
     """
     if not has_pcp_list(zone, cpu, order, migratetype):
-        return buddy_alloc(zone, order, migratetype, flags)
+        return buddy_alloc(zone, cpu, order, migratetype, flags)
     lock_slot(zone, cpu)
     slot = cpu_slot(cpu)
     head = pcp_list_head(zone, cpu, pcp_list_index(order, migratetype))
@@ -274,12 +284,20 @@ def alloc_there(zone, cpu, order, migratetype, flags):  # type: ignore[no-untype
             unlock_slot(zone, cpu)
             return np.int64(E_NO_MEMORY) if taken == 0 else np.int64(taken)
         pfn = next_node(zone, head)
+    ctl_of(zone)[slot + C_IN_HAND] = (pfn << 1 | HANDED_OUT) + 1
+    barrier()  # from here to the end it is nobody's but the journal's
     zeroed = np.int64(pages_of(zone)[pfn]) & ZEROED  # the owner's first use takes it off (Z3)
     pages_of(zone)[pfn] = ALLOCATED | order | (migratetype << MT_SHIFT) | zeroed
-    barrier()  # handed out first: rebuild_slot then takes it off the list
+    fault_point(OUT_ALLOCATED)
+    barrier()
     unlink(zone, pfn)
+    fault_point(OUT_UNLINKED)
+    mark_owner(zone, pfn, cpu)
+    fault_point(OUT_OWNED)
     ctl_of(zone)[slot + C_COUNT] -= 1 << order
     ctl_of(zone)[slot + C_ALLOCATIONS] += 1
+    barrier()
+    ctl_of(zone)[slot + C_IN_HAND] = 0
     unlock_slot(zone, cpu)
     return pfn
 
@@ -299,17 +317,24 @@ def free_pages(zone, cpu, pfn, order):  # type: ignore[no-untyped-def]
     if not has_pcp_list(zone, cpu, order, migratetype):
         return buddy_free(zone, pfn, order)
     lock_slot(zone, cpu)
+    slot = cpu_slot(cpu)
+    ctl_of(zone)[slot + C_IN_HAND] = (pfn << 1 | TAKEN_IN) + 1
     if not claim_block(zone, pfn, state, state | CLAIMED):
+        ctl_of(zone)[slot + C_IN_HAND] = 0
         unlock_slot(zone, cpu)
         return np.int64(E_DOUBLE_FREE)
+    fault_point(IN_CLAIMED)
     code = np.int64(0)
-    slot = cpu_slot(cpu)
     index = pcp_list_index(order, migratetype)
     link_after(zone, pfn, pcp_list_head(zone, cpu, index))
+    fault_point(IN_LINKED)
     barrier()  # on the list first, as in refill
     pages_of(zone)[pfn] = ON_PCP | order | (migratetype << MT_SHIFT)
+    fault_point(IN_LISTED)
     ctl_of(zone)[slot + C_COUNT] += 1 << order
     ctl_of(zone)[slot + C_FREES] += 1
+    barrier()
+    ctl_of(zone)[slot + C_IN_HAND] = 0
     if ctl_of(zone)[slot + C_COUNT] >= ctl_of(zone)[W_PCP_HIGH]:
         code = np.int64(drain_blocks(zone, cpu, index, ctl_of(zone)[W_PCP_BATCH]))
     unlock_slot(zone, cpu)

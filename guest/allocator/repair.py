@@ -3,6 +3,10 @@
 The records are written in an order that keeps them a tiling at every instant: a block taken off a list is interior
 until its parts have heads of their own. Pages that belong to no block are therefore what the dead owner had in its
 hands, and are freed. List links are written so that the *forward* chain is whole at every instant.
+
+One block may be between two owners: it looks allocated and nobody has it, or it is on a per-CPU list that is about to
+lose it. Journals of one record name it (``owners``): under the zone lock in the header, under a slot's in the slot.
+What was being handed out goes back; what was being given back is.
 """
 
 from __future__ import annotations
@@ -13,11 +17,11 @@ from common.geometry import N_MIGRATETYPES, N_ORDERS, TOP_ORDER, Migratetype
 from common.layout import (
     ALLOCATED,
     C_COUNT,
+    C_IN_HAND,
     CLAIMED,
-    CPU_WORDS,
     FREE,
-    FREE_HEAD_NODES,
-    HEADER_WORDS,
+    HANDED,
+    HANDED_OUT,
     HELD,
     HELD_LIST,
     IN_FLIGHT,
@@ -28,31 +32,39 @@ from common.layout import (
     N_PCP_LISTS,
     ON_PCP,
     ORDER_MASK,
-    PCP_HEAD_NODES,
     REPORTED,
+    TRIGGER_BITMAP,
     W_BOUNDARY,
     W_FREE_PAGES,
     W_HELD_BLOCKS,
     W_HELD_PAGES,
     W_IN_FLIGHT_BLOCKS,
     W_IN_FLIGHT_PAGES,
+    W_IN_HAND,
+    W_IN_HAND_BEFORE,
+    W_IN_HAND_HEAD,
     W_ISOLATED_PAGES,
+    W_MIN_ORDER,
     W_N_PAGES,
     W_NR_FREE,
+    W_POLICY_WORDS,
     W_RANDOM_STATE,
     W_REFCNT,
     W_REPAIRS,
     W_REPORTED,
     W_REQUESTED,
     W_ROTATED,
+    W_TRIGGER,
     W_WORK,
     ZEROED,
 )
-from common.native import kernel, semaphore_post, word_address
+from common.native import barrier, kernel, semaphore_post, word_address
 from guest.allocator.asks import drop_lost_asks
 from guest.allocator.buddy import FPI_NONE, account_free, free_one, is_free_head, pageblock_type
 from guest.allocator.lists import del_page_from_free_list, free_list_head, link_after, link_before, next_node
-from guest.allocator.view import ctl_of, links_of, pages_of
+from guest.allocator.owners import journal_clear
+from guest.allocator.slots import cpu_slot, pcp_list_head, pcp_list_index
+from guest.allocator.view import bitmap_of, ctl_of, links_of, pages_of
 
 __all__ = ["empty_lists", "rebuild_slot", "rebuild_zone"]
 
@@ -112,8 +124,10 @@ def relink_free_block(zone, pfn, state):  # type: ignore[no-untyped-def]
 def rebuild_zone(zone):  # type: ignore[no-untyped-def]
     """Rebuild all free lists and counters from the page records; zone lock held (EOWNERDEAD). Walks every page.
 
-    Every list has the shape U* R* afterwards, so a run in progress goes on with its boundaries at the first R.
+    Every list has the shape U* R* afterwards, so a run in progress goes on with its boundaries at the first R. Should
+    the repairer die as well, the next one begins anew: nothing here is done that cannot be done twice.
     """
+    drop_from_hand(zone)
     empty_lists(zone)
     n_pages = ctl_of(zone)[W_N_PAGES]
     orphans = False
@@ -121,6 +135,9 @@ def rebuild_zone(zone):  # type: ignore[no-untyped-def]
     while pfn < n_pages:
         state = np.int64(pages_of(zone)[pfn])
         kind = state & KIND_MASK
+        if kind == FREE and state & HANDED:  # the host may be discarding it: it is nobody's until that is over (S5)
+            pages_of(zone)[pfn] = IN_FLIGHT | (state & (ORDER_MASK | MT_MASK | ZEROED))
+            kind = np.int64(IN_FLIGHT)
         if kind == FREE:
             relink_free_block(zone, pfn, state)
         elif kind == IN_FLIGHT:
@@ -137,11 +154,45 @@ def rebuild_zone(zone):  # type: ignore[no-untyped-def]
     if orphans:
         free_orphans(zone)
     merge_buddies(zone)
+    if ctl_of(zone)[W_TRIGGER] == TRIGGER_BITMAP:
+        recount_hint_bits(zone)
     ctl_of(zone)[W_REFCNT] = ctl_of(zone)[W_REQUESTED]
     if ctl_of(zone)[W_REQUESTED]:
         # SAFETY: the semaphore lies in the mapped header. One post too many is taken back when a run ends.
         semaphore_post(word_address(zone.ctl, W_WORK))
+    journal_clear(zone)
     ctl_of(zone)[W_REPAIRS] += 1
+
+
+@kernel
+def drop_from_hand(zone):  # type: ignore[no-untyped-def]
+    """What the dead owner had in its hands becomes nobody's, and no per-CPU list leads to it. Zone lock held.
+
+    The list is that of a slot which is locked by the dead one too, so nobody else follows it now.
+    """
+    pfn = ctl_of(zone)[W_IN_HAND] - 1
+    if pfn < 0 or pfn >= zone.n_pages:
+        return
+    kind = np.int64(pages_of(zone)[pfn]) & KIND_MASK
+    before = ctl_of(zone)[W_IN_HAND_BEFORE]
+    if kind != ON_PCP and before >= 0 and next_node(zone, before) == pfn:
+        links_of(zone)[2 * before] = ctl_of(zone)[W_IN_HAND_HEAD]
+    if kind == ALLOCATED:
+        pages_of(zone)[pfn] = INTERIOR
+
+
+@kernel
+def recount_hint_bits(zone):  # type: ignore[no-untyped-def]
+    """Count the set bits of the reporting bitmap anew: the first of its policy's words. Zone lock held."""
+    bitmap = bitmap_of(zone)
+    n_bits = zone.n_pages >> ctl_of(zone)[W_MIN_ORDER]
+    count = np.int64(0)
+    for index in range((n_bits + 7) >> 3):
+        rest = np.int64(bitmap[index])
+        while rest:
+            count += rest & 1
+            rest >>= 1
+    ctl_of(zone)[W_POLICY_WORDS] = count
 
 
 @kernel
@@ -184,13 +235,14 @@ def merge_buddies(zone):  # type: ignore[no-untyped-def]
 def rebuild_slot(zone, cpu):  # type: ignore[no-untyped-def]
     """Mend a per-CPU slot whose owner died in it: backward links and count follow from the forward chains.
 
-    Slot lock held. A block on the chain that is still claimed was being freed: it is one of the list. One that is
-    allocated was being handed out, or brought in by a refill: it is taken off and stays the dead owner's. Any other
-    ends the chain: it was being drained, from the tail.
+    Slot lock held, and the zone lock, so that a death in both has been repaired there before. A block on the chain that
+    is still claimed was being freed: it is one of the list. One that is allocated was being handed out: the journal
+    names it, and it goes back. Any other ends the chain.
     """
+    slot = cpu_slot(cpu)
     count = np.int64(0)
     for index in range(N_PCP_LISTS):
-        head = ctl_of(zone)[W_N_PAGES] + FREE_HEAD_NODES + cpu * PCP_HEAD_NODES + index
+        head = pcp_list_head(zone, cpu, index)
         last = head
         node = next_node(zone, head)
         while node < ctl_of(zone)[W_N_PAGES]:
@@ -208,4 +260,27 @@ def rebuild_slot(zone, cpu):  # type: ignore[no-untyped-def]
             node = next_node(zone, node)
         links_of(zone)[2 * last] = head
         links_of(zone)[2 * head + 1] = last
-    ctl_of(zone)[HEADER_WORDS + cpu * CPU_WORDS + C_COUNT] = count
+    count += put_hand_back(zone, cpu, ctl_of(zone)[slot + C_IN_HAND] - 1)
+    ctl_of(zone)[slot + C_COUNT] = count
+    barrier()
+    ctl_of(zone)[slot + C_IN_HAND] = 0
+
+
+@kernel
+def put_hand_back(zone, cpu, record):  # type: ignore[no-untyped-def]
+    """List the block of a slot's journal if no list has it: nobody got it, or its owner had given it up. Its pages."""
+    pfn = record >> 1
+    if record < 0 or pfn >= zone.n_pages:
+        return np.int64(0)
+    state = np.int64(pages_of(zone)[pfn])
+    left_over = state & (KIND_MASK | CLAIMED) == ALLOCATED | CLAIMED
+    if record & 1 == HANDED_OUT:
+        left_over = state & (KIND_MASK | CLAIMED) == ALLOCATED
+    if not left_over:
+        return np.int64(0)
+    order = state & ORDER_MASK
+    migratetype = (state >> MT_SHIFT) & MT_FIELD
+    link_after(zone, pfn, pcp_list_head(zone, cpu, pcp_list_index(order, migratetype)))
+    barrier()
+    pages_of(zone)[pfn] = ON_PCP | (state & (ORDER_MASK | MT_MASK | ZEROED))
+    return np.int64(1) << order

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import os
-import secrets
-import time
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from common import layout
+from common import faults, layout
 from common.errors import (
     AllocatorError,
     DoubleFreeError,
@@ -22,45 +19,14 @@ from common.errors import (
     UsageError,
     WrongOrderError,
 )
-from common.geometry import N_ORDERS, PAGE_BYTES, TOP_ORDER, Migratetype, check_memory_bytes
+from common.geometry import N_ORDERS, TOP_ORDER, Migratetype, check_memory_bytes
 from common.mutex import initialise_mutex, initialise_semaphore
 from common.names import zone_object
 from common.segment import Segment
 from guest.allocator import entry, locked, percpu, validate
+from guest.allocator.header import TRIGGERS, ZoneSettings, check_settings, fill_header, new_epoch, read_settings
 
 __all__ = ["Zone", "ZoneSettings", "ZoneStatistics"]
-
-
-@dataclass(frozen=True)
-class ZoneSettings:
-    """What a zone is created with. Watermarks and ``pcp_high`` of 0 are derived as the kernel does.
-
-    Attributes:
-        memory_bytes: 16 MiB to 1 TiB, whole pageblocks.
-        cpus: per-CPU slots, for all processes together.
-        pcp_batch: order-0 blocks moved between a per-CPU list and the zone at once; 0 turns the lists off.
-        pcp_high: pages on a slot's lists from which a free drains a batch.
-        ram_bytes: size of the RAM object (0 with the model backend); for those who attach.
-        host_zeroed: remember which blocks the host proved zero; never together with ``poison`` (Z4).
-        poison: byte that free pages are filled with, 0 to 255; 0: none (PAGE_POISON).
-    """
-
-    memory_bytes: int
-    cpus: int = 8
-    pcp_batch: int = 63  # zone_batchsize() of a zone above some 688 MiB, its upper end
-    pcp_high: int = 0
-    shuffle: bool = False
-    merge_likely: bool = True
-    seed: int = 1
-    min_order: int = 9
-    high_water_mark: int = 32
-    trigger: str = "hwm"
-    min_watermark: int = 0
-    low_watermark: int = 0
-    high_watermark: int = 0
-    ram_bytes: int = 0
-    host_zeroed: bool = False
-    poison: int = 0
 
 
 @dataclass(frozen=True)
@@ -108,23 +74,6 @@ class ZoneStatistics:
     asks_withdrawn: int
 
 
-_TRIGGERS = {
-    "off": layout.TRIGGER_OFF,
-    "hwm": layout.TRIGGER_HIGH_WATER_MARK,
-    "any": layout.TRIGGER_ANY_FREE,
-    "bitmap": layout.TRIGGER_BITMAP,
-}
-
-
-def _derived_watermarks(n_pages: int) -> tuple[int, int, int]:
-    """min, low, high in pages: init_per_zone_wmark_min and __setup_per_zone_wmarks with a scale factor of 10."""
-    kilobytes = n_pages * PAGE_BYTES >> 10
-    min_free_kilobytes = min(max(math.isqrt(kilobytes * 16), 128), 262144)
-    lowest = (min_free_kilobytes << 10) // PAGE_BYTES
-    step = max(lowest // 4, n_pages * 10 // 10000)
-    return lowest, lowest + step, lowest + 2 * step
-
-
 class Zone:
     """The zone, mapped here. Methods may be called from any thread; a method that takes locks says so."""
 
@@ -166,11 +115,12 @@ class Zone:
     @classmethod
     def _create(cls, settings: ZoneSettings, name: str) -> Zone:
         n_pages = check_memory_bytes(settings.memory_bytes)
-        _check_settings(settings)
+        check_settings(settings)
         offsets = layout.segment_offsets(n_pages, settings.cpus)
         segment = Segment.create(name, offsets.total) if name else Segment.private(offsets.total)
         try:
-            _fill_header(segment.header, settings, n_pages, offsets)
+            fill_header(segment.header, settings, n_pages, offsets)
+            faults.reach("header.filled")
             initialise_mutex(segment.address + 8 * layout.W_ZONE_LOCK)
             initialise_semaphore(segment.address + 8 * layout.W_WORK)
             initialise_semaphore(segment.address + 8 * layout.W_ASKS_WORK)
@@ -180,6 +130,7 @@ class Zone:
             if settings.shuffle:
                 blocks = np.random.default_rng(settings.seed).permutation(blocks)  # shuffle_free_memory
             entry.initialise_zone(segment.address, blocks)
+            faults.reach("header.listed")
             segment.header["ready"] = 1
             return cls(segment)
         except BaseException:
@@ -190,6 +141,22 @@ class Zone:
         """Drop the mapping. No other call may be in progress or follow."""
         del self._control, self._page, self._resident
         self._segment.close()
+
+    def take_ownership(self, trigger: str, high_water_mark: int) -> None:
+        """This process is the guest now: a new epoch, and what asks for a run. For who has adopted its RAM object."""
+        header = self._segment.header
+        header["epoch"] = self.epoch = new_epoch()
+        header["trigger"] = TRIGGERS[trigger]
+        header["high_water_mark"] = high_water_mark
+        header["owner_pid"] = self.owner_pid = os.getpid()
+
+    def settings(self) -> ZoneSettings:
+        """What it was created with, watermarks as derived."""
+        return read_settings(self._segment.header)
+
+    def is_named(self) -> bool:
+        """Whether the segment's name still stands for this segment: no more once its guest has ended."""
+        return self._segment.is_named()
 
     def unlink(self) -> None:
         """Remove the name."""
@@ -241,18 +208,22 @@ class Zone:
             raise _error(pages, f"drain of slot {cpu}")
         return pages
 
-    def claim_cpu(self) -> int:
-        """A per-CPU slot for this thread until ``release_cpu``; a dead process's slot is drained and taken over.
+    def claim_cpu(self, ram_address: int = 0) -> int:
+        """A per-CPU slot for this thread until ``release_cpu``. If all are taken, what dead processes have is freed.
+
+        ``ram_address``: where the guest's RAM is mapped here; 0: it has none, or this process does not use it.
 
         Raises:
             MachineError: all slots are taken.
         """
+        from guest.inherit import reap  # it frees through a zone
+
         for attempt in range(2):
             cpu = int(entry.claim_slot(self._open(), os.getpid()))
             if cpu >= 0:
                 return cpu
             if attempt == 0:
-                self._release_dead_slots()
+                reap(self, ram_address)
         raise MachineError(f"all {self.n_cpus} per-CPU slots are taken; create the zone with more cpus")
 
     def release_cpu(self, cpu: int) -> None:
@@ -260,12 +231,13 @@ class Zone:
         self.drain(cpu)
         entry.release_slot(self._open(), cpu, os.getpid())
 
-    def _release_dead_slots(self) -> None:
-        for cpu in range(self.n_cpus):
-            pid = int(self._control[int(percpu.cpu_slot(cpu)) + layout.C_OWNER_PID])
-            if pid and not _alive(pid):
-                self.drain(cpu)
-                entry.release_slot(self._open(), cpu, pid)
+    def owner(self) -> int:
+        """Pid of the guest, as the header has it now. Read without a lock."""
+        return int(self._control[layout.W_OWNER_PID])
+
+    def slot_word(self, cpu: int, word: int) -> int:
+        """Word ``word`` (``C_*`` of the layout) of a slot. Read without a lock."""
+        return int(self._control[int(percpu.cpu_slot(cpu)) + word])
 
     # -- pageblocks ---------------------------------------------------------------------------------------------------
 
@@ -459,62 +431,3 @@ def _error(code: int, what: str) -> Exception:
     if code == locked.E_OUT_OF_RANGE:
         return OutOfRangeError(f"{what}: outside the zone, or not aligned to its order")
     return SegmentError(f"{what}: the lock is beyond recovery; remove the zone and start the guest anew")
-
-
-def _alive(pid: int) -> bool:
-    return os.path.exists(f"/proc/{pid}")
-
-
-def _check_settings(settings: ZoneSettings) -> None:
-    limits = {
-        "cpus": (1, 1024),
-        "pcp_batch": (0, 4096),
-        "pcp_high": (0, 1 << 28),
-        "min_order": (0, TOP_ORDER),
-        "high_water_mark": (0, 1 << 20),
-        "poison": (0, 255),
-    }
-    for key, (lowest, highest) in limits.items():
-        value = getattr(settings, key)
-        if not lowest <= value <= highest:
-            raise UsageError(f"{key}: {value}; allowed is {lowest} to {highest}")
-    if settings.trigger not in _TRIGGERS:
-        raise UsageError(f"trigger: {settings.trigger!r}; allowed are {', '.join(_TRIGGERS)}")
-
-
-def _fill_header(header: Any, settings: ZoneSettings, n_pages: int, offsets: layout.SegmentOffsets) -> None:
-    lowest, low, high = _derived_watermarks(n_pages)
-    lowest = settings.min_watermark or lowest
-    low = max(settings.low_watermark or low, lowest)  # the allocator looks at low first, and at min only below it
-    values = {
-        "magic": layout.MAGIC,
-        "layout_version": layout.LAYOUT_VERSION,
-        "total_bytes": offsets.total,
-        "n_pages": n_pages,
-        "n_cpus": settings.cpus,
-        "link_offset": offsets.link,
-        "page_offset": offsets.page,
-        "resident_offset": offsets.resident,
-        "block_offset": offsets.block,
-        "bitmap_offset": offsets.bitmap,
-        "ram_bytes": settings.ram_bytes,
-        "owner_pid": os.getpid(),
-        "epoch": secrets.randbits(62) + 1,
-        "created_ns": time.monotonic_ns(),
-        "seed": settings.seed & 0xFFFF_FFFF,
-        "min_watermark": lowest,
-        "low_watermark": low,
-        "high_watermark": max(settings.high_watermark or high, low),
-        "pcp_batch": settings.pcp_batch,
-        # zone_highsize(): the low watermark shared out over the CPUs, at least four batches.
-        "pcp_high": settings.pcp_high or max(low // settings.cpus, 4 * settings.pcp_batch),
-        "min_order": settings.min_order,
-        "high_water_mark": settings.high_water_mark,
-        "trigger": _TRIGGERS[settings.trigger],
-        "shuffle_order": TOP_ORDER if settings.shuffle else N_ORDERS,
-        "merge_likely": int(settings.merge_likely),
-        "zero_tracking": int(settings.host_zeroed and settings.poison == 0),
-        "poison": settings.poison,
-    }
-    for key, value in values.items():
-        header[key] = value

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from common.faults import NUMBERS
 from common.geometry import N_MIGRATETYPES, N_ORDERS, PAGEBLOCK_ORDER, PAGEBLOCK_PAGES, TOP_ORDER, Migratetype
 from common.layout import (
     ACTIVE_BOUNDARY,
@@ -38,7 +39,7 @@ from common.layout import (
     W_ZERO_TRACKING,
     ZEROED,
 )
-from common.native import kernel
+from common.native import fault_point, kernel
 from guest.allocator.buddy import account_free, pageblock_type
 from guest.allocator.held import release_held
 from guest.allocator.lists import del_page_from_free_list, free_list_head, link_before
@@ -68,6 +69,10 @@ HIGHATOMIC = int(Migratetype.HIGHATOMIC)  # from here on a type is never given a
 MOVABLE = int(Migratetype.MOVABLE)
 ISOLATE = int(Migratetype.ISOLATE)  # the last one, so that those that are reported count from 0 to ISOLATE - 1
 MT_FIELD = 0x7
+PULL_TAKEN, PULL_IN_FLIGHT = NUMBERS["pull.taken"], NUMBERS["pull.in-flight"]
+PUT_BACK_INTERIOR, PUT_BACK_FREED = NUMBERS["put-back.interior"], NUMBERS["put-back.freed"]
+PUT_BACK_FLAGGED, HOLD_HELD = NUMBERS["put-back.flagged"], NUMBERS["hold.held"]
+END_INACTIVE = NUMBERS["end.inactive"]
 
 SHORT = 1  # the batch is the last one: nothing more is to be reported in this run (v9's underflow)
 MORE = 0
@@ -100,7 +105,9 @@ def take_for_report(zone, pfn, order, migratetype):  # type: ignore[no-untyped-d
     """Take a free block off its list and mark it in flight (S3, S4). What was zeroed stays so: nobody has it (Z2)."""
     zeroed = del_page_from_free_list(zone, pfn, order)
     account_free(zone, -(1 << order), migratetype)
+    fault_point(PULL_TAKEN)
     pages_of(zone)[pfn] = IN_FLIGHT | order | (migratetype << MT_SHIFT) | zeroed
+    fault_point(PULL_IN_FLIGHT)
     ctl_of(zone)[W_IN_FLIGHT_BLOCKS] += 1
     ctl_of(zone)[W_IN_FLIGHT_PAGES] += 1 << order
 
@@ -148,6 +155,7 @@ def end_plain(zone):  # type: ignore[no-untyped-def]
     Every list is marked as turned: should the next run be one of v9, it walks each list once.
     """
     ctl_of(zone)[W_ACTIVE] = INACTIVE
+    fault_point(END_INACTIVE)
     for order in range(N_ORDERS):
         ctl_of(zone)[W_ROTATED + order] = (1 << N_MIGRATETYPES) - 1
 
@@ -181,6 +189,7 @@ def leave_flight(zone, pfn, order):  # type: ignore[no-untyped-def]
     if np.int64(pages_of(zone)[pfn]) & HEAD_MASK != IN_FLIGHT | order:
         return False
     pages_of(zone)[pfn] = INTERIOR
+    fault_point(PUT_BACK_INTERIOR)
     ctl_of(zone)[W_IN_FLIGHT_BLOCKS] -= 1
     ctl_of(zone)[W_IN_FLIGHT_PAGES] -= 1 << order
     return True
@@ -202,10 +211,12 @@ def put_back(zone, pfns, orders, count, reported, fpi):  # type: ignore[no-untyp
             continue
         returned += 1
         became, final_order = free_across_pageblocks(zone, pfn, order, fpi | zeroed, np.int64(W_RANDOM_STATE))
+        fault_point(PUT_BACK_FREED)
         active = ctl_of(zone)[W_ACTIVE]
         if reported and active != INACTIVE and final_order == order:
             state = np.int64(pages_of(zone)[became])
             pages_of(zone)[became] = state | REPORTED
+            fault_point(PUT_BACK_FLAGGED)
             ctl_of(zone)[W_REPORTED + order] += 1
             if active == ACTIVE_BOUNDARY or active == ACTIVE_RELEASE:
                 ctl_of(zone)[W_BOUNDARY + ((state >> MT_SHIFT) & MT_FIELD) * N_ORDERS + order] = became
@@ -227,6 +238,7 @@ def hold_blocks(zone, pfns, orders, count):  # type: ignore[no-untyped-def]
             continue
         kept += 1
         pages_of(zone)[pfn] = HELD | order | (state & ZEROED)
+        fault_point(HOLD_HELD)
         ctl_of(zone)[W_IN_FLIGHT_BLOCKS] -= 1
         ctl_of(zone)[W_IN_FLIGHT_PAGES] -= 1 << order
         link_before(zone, pfn, zone.n_pages + HELD_LIST)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from common.faults import NUMBERS
 from common.geometry import N_MIGRATETYPES, N_ORDERS, TOP_ORDER, Migratetype
 from common.layout import (
     ACTIVE_BOUNDARY,
@@ -29,7 +30,7 @@ from common.layout import (
     W_ROTATED,
     W_RUNS,
 )
-from common.native import kernel, prefetch
+from common.native import fault_point, kernel, prefetch
 from guest.allocator.lists import free_list_head, next_node, previous_node
 from guest.allocator.view import ctl_of
 from guest.reporting.blocks import (
@@ -45,6 +46,7 @@ from guest.reporting.blocks import (
 __all__ = ["begin", "end", "prefetch_pull", "pull"]
 
 ISOLATE = int(Migratetype.ISOLATE)
+BEGIN_ACTIVE = NUMBERS["begin.active"]
 
 # Nodes looked at under one hold of the lock. Only a turned list can need more than three a block; when a walk over
 # its Reported blocks reaches this, the pull returns with what it has and the next one goes on from there.
@@ -56,6 +58,7 @@ def begin(zone):  # type: ignore[no-untyped-def]
     """Fresh boundaries for every order and type (B5), then ACTIVE."""
     reset_boundaries(zone)
     ctl_of(zone)[W_ACTIVE] = ACTIVE_BOUNDARY
+    fault_point(BEGIN_ACTIVE)
     ctl_of(zone)[W_RUNS] += 1
 
 

@@ -38,6 +38,7 @@ from common.layout import (
 )
 from common.native import kernel
 from guest.allocator.buddy import take_smallest
+from guest.allocator.owners import journal_clear
 from guest.allocator.pageblocks import take_fallback
 from guest.allocator.view import ctl_of, pages_of
 from guest.reporting.blocks import MORE, SHORT, clear_request, count_pulled
@@ -83,6 +84,7 @@ def pull(zone, pfns, orders, capacity):  # type: ignore[no-untyped-def]
         pages_of(zone)[pfn] = IN_FLIGHT | TOP_ORDER | (UNMOVABLE << MT_SHIFT)
         ctl_of(zone)[W_IN_FLIGHT_BLOCKS] += 1
         ctl_of(zone)[W_IN_FLIGHT_PAGES] += 1 << TOP_ORDER
+        journal_clear(zone)
         pfns[count] = pfn
         orders[count] = TOP_ORDER
         count += 1

@@ -33,7 +33,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common import messages, names
+from common import faults, messages, names
 from common.errors import LabError, MachineError, MessageError, PeerError, UsageError
 from common.messages import CMD_DONE, CMD_FIRST_RUN, Status
 from common.queues import Queue, create_ack_queue, create_report_queue
@@ -79,6 +79,7 @@ class Link:
         on_refused: called from the link's thread when a host refuses this guest, with the reason.
         deadline_ns: how long a report may wait for its acknowledgement, and the end of a run for the host's DONE.
         wait_for_ack: False sends reports and waits for nothing: the host may discard what is long in use again.
+        last_sequence: number that the reports follow on; what the process before this one withdrew up to.
 
     Raises:
         MachineError: queues exhausted. NameInUseError: the queues of this name exist.
@@ -93,6 +94,7 @@ class Link:
         deadline_ns: int,
         on_refused: Callable[[LabError], None],
         wait_for_ack: bool = True,
+        last_sequence: int = 0,
     ) -> None:
         self._lab = lab
         self._hello = hello
@@ -104,7 +106,7 @@ class Link:
         self._condition = threading.Condition()
         self._host_pidfd = -1
         self._connections = self._reports = self._withdrawn = self._failed = self._stale = self._malformed = 0
-        self._sequence = 0
+        self._sequence = last_sequence
         self._ack: messages.Ack | None = None
         self._awaited = 0
         self._awaited_blocks = 0
@@ -119,6 +121,7 @@ class Link:
         self._selector.close()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._acks = create_ack_queue(lab, hello.guest)
+        faults.reach("queue.acks-made")
         try:
             self._out = create_report_queue(lab, hello.guest, capacity=hello.capacity)
         except BaseException:
@@ -133,6 +136,7 @@ class Link:
     def start(self) -> None:
         """Say hello and listen."""
         self._say_hello()
+        faults.reach("hello.sent")
         self._thread.start()
 
     def stop(self) -> None:
@@ -203,6 +207,7 @@ class Link:
             )
         )
         sent = self._out.send(message, self.deadline_s)
+        faults.reach("report.sent")
         if not self._wait_for_ack:
             with self._condition:
                 self._awaited = 0  # its acknowledgement will be one of nobody's
@@ -214,6 +219,7 @@ class Link:
                     max(0.0, deadline - time.monotonic()),
                 )
         outcome, ack = self._settle(sequence)
+        faults.reach("ack.taken")
         return Answer(outcome, none if ack is None else messages.unpack_zeroed(ack.zeroed, none.size))
 
     def _settle(self, sequence: int) -> tuple[Outcome, messages.Ack | None]:

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from common.faults import NUMBERS
 from common.geometry import Migratetype
 from common.layout import (
     ACTIVE_PLAIN,
@@ -33,7 +34,7 @@ from common.layout import (
     W_POLICY_WORDS,
     W_RUNS,
 )
-from common.native import kernel
+from common.native import fault_point, kernel
 from guest.allocator.buddy import request_run
 from guest.allocator.lists import free_list_head, next_node, splice_to_front
 from guest.allocator.view import ctl_of
@@ -51,6 +52,7 @@ from guest.reporting.blocks import (
 __all__ = ["begin", "pull"]
 
 ISOLATE = int(Migratetype.ISOLATE)
+BEGIN_ACTIVE = NUMBERS["begin.active"]
 PASSES = 16  # the budget lets about this part of a list go in one pass
 
 # The policy's words: where the pass is.
@@ -65,6 +67,7 @@ def begin(zone):  # type: ignore[no-untyped-def]
     """REQUESTED becomes ACTIVE in one step (M1), and the pass is at its first list."""
     clear_request(zone)
     ctl_of(zone)[W_ACTIVE] = ACTIVE_PLAIN
+    fault_point(BEGIN_ACTIVE)
     ctl_of(zone)[W_RUNS] += 1
     for index in range(4):
         ctl_of(zone)[W_POLICY_WORDS + index] = 0

@@ -21,9 +21,11 @@ import threading
 
 import numpy as np
 
+from common.faults import NUMBERS
 from common.geometry import N_MIGRATETYPES, TOP_ORDER, Migratetype
 from common.layout import (
     ACTIVE_PLAIN,
+    HANDED,
     INACTIVE,
     MT_SHIFT,
     W_ACTIVE,
@@ -34,7 +36,16 @@ from common.layout import (
     W_RUNS,
 )
 from common.mutex import initialise_semaphore, post_semaphore, wait_semaphore
-from common.native import clock_ns, kernel, load_i64, semaphore_post, semaphore_wait, store_i64, word_address
+from common.native import (
+    clock_ns,
+    fault_point,
+    kernel,
+    load_i64,
+    semaphore_post,
+    semaphore_wait,
+    store_i64,
+    word_address,
+)
 from common.statistics import record
 from guest.allocator.lists import free_list_head, next_node
 from guest.allocator.locked import E_LOCK, lock_zone, unlock_zone
@@ -45,6 +56,7 @@ __all__ = ["Walker", "walk"]
 
 ISOLATE = int(Migratetype.ISOLATE)
 MT_FIELD = 0x7
+WALK_HANDED = NUMBERS["walk.handed"]
 
 # Words of the mailbox between the walk and the reporter, int64[MAILBOX_WORDS]. A semaphore takes eight.
 M_FILLED = 0  # sem_t: the walk has something to say
@@ -60,8 +72,21 @@ KEEP = 2  # nobody knows: take these blocks in flight, then unlock
 
 
 @kernel
-def hand_over(mailbox, count, short, scratch):  # type: ignore[no-untyped-def]
+def mark_handed(zone, pfns, count, handed):  # type: ignore[no-untyped-def]
+    """Note on blocks that stay on their lists that a host has them (HANDED), or that it is through with them (0).
+
+    Should this process die now, the lock is free and the host still discards: repair takes them off the lists (S5).
+    """
+    for index in range(count):
+        pages_of(zone)[pfns[index]] = np.int64(pages_of(zone)[pfns[index]]) & ~HANDED | handed
+
+
+@kernel
+def hand_over(zone, mailbox, pfns, orders, count, short, scratch):  # type: ignore[no-untyped-def]
     """Give ``count`` blocks to the reporter and sleep until it answers; returns (answer, ns waited). Lock held."""
+    ctl_of(zone)[W_PULLED_BLOCKS] += count
+    mark_handed(zone, pfns, count, HANDED)
+    fault_point(WALK_HANDED)
     start = clock_ns(scratch)
     store_i64(mailbox + 8 * M_COUNT, np.int64(count))
     store_i64(mailbox + 8 * M_SHORT, np.int64(short))
@@ -69,7 +94,13 @@ def hand_over(mailbox, count, short, scratch):  # type: ignore[no-untyped-def]
     semaphore_post(word_address(mailbox, M_FILLED))
     while semaphore_wait(word_address(mailbox, M_DRAINED)) != 0:
         pass
-    return load_i64(mailbox + 8 * M_COMMAND), clock_ns(scratch) - start
+    waited = clock_ns(scratch) - start
+    answer = load_i64(mailbox + 8 * M_COMMAND)
+    if answer == KEEP:
+        take_in_flight(zone, pfns, orders, count)
+    else:
+        mark_handed(zone, pfns, count, 0)
+    return answer, waited
 
 
 @kernel
@@ -104,22 +135,16 @@ def visit_all(zone, mailbox, pfns, orders, scratch):  # type: ignore[no-untyped-
                 visited += 1
                 ctl_of(zone)[W_NODES_VISITED] += 1
                 if count == pfns.size:
-                    ctl_of(zone)[W_PULLED_BLOCKS] += count
-                    answer, slept = hand_over(mailbox, count, 0, scratch)
+                    answer, slept = hand_over(zone, mailbox, pfns, orders, count, 0, scratch)
                     waited += slept
-                    if answer == KEEP:
-                        take_in_flight(zone, pfns, orders, count)
                     count = np.int64(0)
                 pfn = next_node(zone, pfn) if answer == GO_ON else head
             if answer != GO_ON:
                 break
         order -= 1
     if count > 0 and answer == GO_ON:
-        ctl_of(zone)[W_PULLED_BLOCKS] += count
-        answer, slept = hand_over(mailbox, count, 1, scratch)
+        answer, slept = hand_over(zone, mailbox, pfns, orders, count, 1, scratch)
         waited += slept
-        if answer == KEEP:
-            take_in_flight(zone, pfns, orders, count)
     return answer, visited, waited
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from common.layout import C_ALLOCATED_BYTES, C_FREED_BYTES, W_ACTIVE, W_POISON
 from common.native import clock_ns, kernel, load_i64, view_i64
 from common.statistics import record
+from guest.allocator.owners import set_private
 from guest.allocator.percpu import alloc_pages, cpu_slot, free_pages
 from guest.allocator.shuffle import next_random
 from guest.allocator.view import ctl_of, open_zone
@@ -44,6 +45,7 @@ __all__ = [
     "random_below",
     "release",
     "release_all",
+    "tag_of",
 ]
 
 # Words of a vCPU's state, int64[STATE_WORDS].
@@ -85,6 +87,14 @@ def random_below(state, bound):  # type: ignore[no-untyped-def]
 
 
 @kernel
+def tag_of(number, cpu):  # type: ignore[no-untyped-def]
+    """Tag of allocation ``number`` of slot ``cpu``: seven bits tell the slot, so no two live blocks of different vCPUs
+    share one; 1 keeps it from being 0.
+    """
+    return (number << 7 | (cpu & 127)) + 1
+
+
+@kernel
 def note_block(state, pfn, order, freed):  # type: ignore[no-untyped-def]
     """Write a block that was just acquired or released into the journal: ``pfn << 8 | order << 1 | freed``.
 
@@ -116,10 +126,10 @@ def acquire(zone, address, ram_address, state, held, times, finding, scratch, or
     if pfn < 0:
         return np.int64(0)
     state[S_TAG] = (state[S_TAG] + 1) % _N_TAGS
-    # Seven bits tell the slot, so no two live blocks of different vCPUs share a tag; 1 keeps it from being 0.
-    tag = (state[S_TAG] << 7 | (cpu & 127)) + 1
+    tag = tag_of(state[S_TAG], cpu)
     slot = cpu_slot(cpu)
     use_pages(zone, address, ram_address, slot, finding, pfn, order, tag)
+    set_private(zone, pfn, state[S_TAG] + 1)  # from here on it is used, and carries its stamps
     held[count, 0] = pfn
     held[count, 1] = order
     held[count, 2] = tag
@@ -142,6 +152,7 @@ def release(zone, ram_address, state, held, finding, index, min_order):  # type:
     cpu = state[S_CPU]
     slot = cpu_slot(cpu)
     check_stamps(zone, ram_address, slot, finding, pfn, order, tag)
+    set_private(zone, pfn, 0)
     if ctl_of(zone)[W_POISON] != 0:
         poison_pages(zone, ram_address, pfn, order)
     if free_pages(zone, cpu, pfn, order) != 0:

@@ -14,6 +14,7 @@ import numpy as np
 from common.errors import LabError, UsageError
 from common.statistics import HISTOGRAM_WORDS
 from guest.allocator.zone import Zone
+from guest.inherit import Inheritance
 from guest.memory import FINDING_WORDS, POISON_LOST, STAMP_LOST, ZERO_LOST
 from guest.workloads import build, burst, churn, engine, memhog, page_fault
 
@@ -91,6 +92,7 @@ class VCpu(threading.Thread):
         on_error: called from the thread with whatever made it give up.
         on_idle: called from the thread as each idle pause begins, and once when it has freed all at its end.
         job: shared with the other vCPUs; the thread ends when it is done.
+        inherited: a slot with its blocks, of a process that died: this vCPU goes on with them.
 
     Attributes:
         times: int64[TIMES_ROWS, HISTOGRAM_WORDS], see ``engine``.
@@ -113,6 +115,7 @@ class VCpu(threading.Thread):
         on_idle: Callable[[], None] = _nothing,
         job: Job | None = None,
         timed: bool = True,
+        inherited: Inheritance | None = None,
     ) -> None:
         check_workload(settings.workload)
         super().__init__(name=f"vcpu-{settings.seed}", daemon=True)
@@ -134,13 +137,29 @@ class VCpu(threading.Thread):
         self._stop_event = threading.Event()
         self._scratch = np.zeros(2, dtype=np.int64)
         smallest = 0 if settings.workload != "page-fault" else settings.work_order
-        room = max(64, (settings.target_pages >> smallest) + 64)
+        count = 0 if inherited is None else len(inherited.blocks)
+        room = max(64, (settings.target_pages >> smallest) + 64, count + 64)
         self.held = np.zeros((room, engine.HELD_COLUMNS), dtype=np.int64)
-        self.cpu = zone.claim_cpu()
+        self.cpu = zone.claim_cpu(ram_address) if inherited is None else inherited.cpu
         self.state[engine.S_CPU] = self.cpu
+        if inherited is not None:
+            self._take_up(inherited.blocks)
         self.state[engine.S_RANDOM] = settings.seed * 2 + 1
         self.state[engine.S_TIMED] = int(timed)
         self._min_order = zone.min_order
+
+    def _take_up(self, blocks: np.ndarray) -> None:
+        """Make ``blocks`` (int64[n, 3]: pfn, order, the owner's word) this vCPU's pile.
+
+        Their stamps are checked when they are freed, as those of any other.
+        """
+        count = len(blocks)
+        numbers = blocks[:, 2] - 1
+        self.held[:count, :2] = blocks[:, :2]
+        self.held[:count, 2] = engine.tag_of(numbers, self.cpu) if count else 0
+        self.state[engine.S_HELD] = count
+        self.state[engine.S_PAGES] = (np.int64(1) << blocks[:, 1]).sum()
+        self.state[engine.S_TAG] = numbers.max(initial=0)
 
     def step(self, budget: int = BUDGET_PAGES) -> int:
         """One bounded step: AGAIN, REST or IDLE."""

@@ -1,7 +1,6 @@
-"""A process on the zone of a running guest: one that works there, or one that does what compaction and offlining do.
+"""A process on the zone of a running guest that does what compaction and memory offlining do, and looks at all of it.
 
-``python -m lab.soak.attached {work,compact} LAB GUEST SEED ACCOUNT [WORKLOAD]``. Runs until SIGTERM, then writes its
-account. It waits for the guest to be there.
+``python -m lab.soak.attached LAB GUEST SEED ACCOUNT``. Runs until SIGTERM, then writes its account.
 """
 
 from __future__ import annotations
@@ -20,15 +19,11 @@ import numpy as np
 from common import layout
 from common.errors import AllocatorError, InvariantViolation, LabError
 from common.geometry import PAGEBLOCK_ORDER, TOP_ORDER, Migratetype
-from common.ramobject import RamObject
 from guest.allocator.zone import Zone
-from guest.workloads import engine
-from guest.workloads.vcpu import VCpu, WorkloadSettings
 
 __all__ = ["Compactor", "lost_pages"]
 
 _PATIENCE_S = 60.0
-_SHARE = 8  # an attached vCPU's level of use: this part of the guest's memory
 _LONGEST_ISOLATION_S = 0.02
 _PAUSE_S = 0.01
 _LOOK_EVERY_S = 1.0
@@ -115,27 +110,7 @@ class Compactor:
             "lost_pages": self.lost,
             "breaches": len(self.breaches),
             "complaints": self.breaches[:8],
-            "page_operations": 0,
         }
-
-
-def _work(zone: Zone, lab: str, guest: str, workload: str, seed: int, stop: threading.Event) -> dict[str, Any]:
-    memory = None
-    if zone.ram_bytes:
-        ram = RamObject.open(lab, guest, ram_bytes=zone.ram_bytes)
-        memory = np.frombuffer(ram.map(), dtype=np.uint8)
-    errors: list[BaseException] = []
-    # SAFETY: the array keeps the mapping alive until the thread has been joined.
-    address = 0 if memory is None else int(memory.ctypes.data)
-    settings = WorkloadSettings(workload, zone.n_pages // _SHARE, 3, 20_000_000, 20_000_000, seed)
-    vcpu = VCpu(zone, address, settings, on_error=errors.append)
-    vcpu.start()
-    while not stop.wait(0.5) and not errors:
-        pass
-    vcpu.stop()
-    vcpu.join()
-    complaints = [text for text in (vcpu.complaint(), *map(str, errors)) if text]
-    return {"page_operations": int(vcpu.state[engine.S_OPERATIONS]), "breaches": 0, "complaints": complaints}
 
 
 def _attach(lab: str, guest: str, stop: threading.Event) -> Zone | None:
@@ -150,15 +125,13 @@ def _attach(lab: str, guest: str, stop: threading.Event) -> Zone | None:
     return None
 
 
-def _main(role: str, lab: str, guest: str, seed: int, account: Path, workload: str) -> int:
+def _main(lab: str, guest: str, seed: int, account: Path) -> int:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: stop.set())
     zone = _attach(lab, guest, stop)
     if zone is None:
-        found: dict[str, Any] = {"page_operations": 0, "breaches": 0, "complaints": []}
-    elif role == "work":
-        found = _work(zone, lab, guest, workload, seed, stop)
+        found: dict[str, Any] = {"breaches": 0, "complaints": []}
     else:
         compactor = Compactor(zone, seed)
         while not stop.is_set():
@@ -170,5 +143,5 @@ def _main(role: str, lab: str, guest: str, seed: int, account: Path, workload: s
 
 
 if __name__ == "__main__":
-    what, of_lab, of_guest, number, path, *rest = sys.argv[1:]
-    sys.exit(_main(what, of_lab, of_guest, int(number), Path(path), rest[0] if rest else ""))
+    of_lab, of_guest, its_seed, path = sys.argv[1:]
+    sys.exit(_main(of_lab, of_guest, int(its_seed), Path(path)))

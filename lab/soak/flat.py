@@ -74,13 +74,13 @@ def judge_memory(times_s: Sequence[float], used_bytes: Sequence[int], *, records
 
 
 def judge_count(figure: str, counts: Sequence[int]) -> Trend:
-    """The trend of a count: the median of its last quarter may not be above that of its second.
+    """The trend of a count: the least of its last quarter may not be above the most of its second.
 
-    Counts move in steps as others come and go, and so have no slope; their level does not move.
+    Counts move in steps as guests, reports and helpers come and go. What comes and goes is no growth; what only comes is.
     """
-    values = np.asarray(counts, dtype=np.float64)
-    quarters = np.array_split(values, 4)
-    return Trend(figure, float(np.median(values)), float(np.median(quarters[3]) - np.median(quarters[1])), 0.0)
+    quarters = np.array_split(np.asarray(counts, dtype=np.float64), 4)
+    growth = float(quarters[3].min() - quarters[1].max())
+    return Trend(figure, float(np.median(counts)), max(0.0, growth), 0.0)
 
 
 def _second_half(

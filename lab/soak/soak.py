@@ -13,7 +13,7 @@ import random
 import secrets
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,6 +37,7 @@ __all__ = ["SoakPlan", "run_soak"]
 
 _WARM_UP = ("-m", "guest", "--warm-up")
 _SELF = "soak"  # this process, in the census
+_ANY = 1 << 30  # more signals to stop than will ever come
 _LOOKS = 600  # at each process, over the whole run
 _GRACE_S = 60.0  # for a process that was told to stop: it settles for ten seconds at most, on a busy machine longer
 _STALL_S = 120.0  # a guest whose vCPUs did nothing for so long hangs
@@ -138,6 +139,7 @@ class _Soak:
         for role in self._roles:
             started.append((role.name, stage.start_guest(role.name, role.settings), RECORDS_BYTES))
             self._found.guests += 1
+        self._await()
         for role in self._roles:
             for index, what in enumerate(role.attached):
                 name = f"{role.name}+{what}"
@@ -146,7 +148,7 @@ class _Soak:
                 started.append((name, child, 0))
                 self._attached.append(name)
                 self._found.attached += 1
-        self._await()
+        self._await_begun(self._attached)
         self._census.follow(_SELF, os.getpid())
         for name, child, records_bytes in started:
             self._census.follow(name, child.process.pid, records_bytes=records_bytes)
@@ -169,6 +171,12 @@ class _Soak:
                 raise LabError(f"{late}: not at work {_START_S:.0f} s after the start; use fewer --guests")
             children.wait(names, deadline_s=time.monotonic() + 0.05)
         self._collect()
+
+    def _await_begun(self, names: Iterable[str]) -> None:
+        """Wait until each of them could be told to stop."""
+        children, deadline_s = self._stage.children, time.monotonic() + _START_S
+        while not all(self._stage.begun(name) for name in names) and time.monotonic() < deadline_s:
+            children.wait(names, deadline_s=time.monotonic() + 0.05, interrupts_known=_ANY)
 
     def _loop(self, until_s: float) -> None:
         children = self._stage.children
@@ -296,6 +304,7 @@ class _Soak:
         for host in self._hosts:
             stage.resume(host)
         trends = self._census.trends()
+        self._await_begun(list(self._visitors))
         for names in (list(self._attached), [*self._visitors, *self._watches], list(self._hosts)):
             late = stage.stop(names, grace_s=_GRACE_S)
             for name in names:

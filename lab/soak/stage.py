@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.names import zone_object
 from common.settings import GuestSettings
 from lab.children import Child, Children
 from lab.flags import flags_of
@@ -27,6 +28,7 @@ from lab.outcome import ProcessEnd
 __all__ = ["Ended", "Stage", "lab_of"]
 
 _RECORDS = ("reports_timeline", "per_vcpu", "series", "lock_hold_ns", "alloc_ns", "alloc_reporting_ns")
+_JOINED = {"vcpus": 1, "fill": 0.12, "work_order": 3, "hold_ns": 20_000_000, "idle_ns": 20_000_000, "quiet": True}
 _HOST_EVERY_NS = {"hint": 50_000_000, "shared": 5_000_000}
 
 
@@ -57,6 +59,7 @@ class Stage:
         self._folder = folder
         self._plans: dict[str, ProcessPlan] = {}
         self._guests: dict[str, set[str]] = {}  # by lab: all that ever were
+        self._zones: dict[str, str] = {}  # of guests and attached processes: the zone that they map
         self._paused: set[str] = set()
 
     # -- start --------------------------------------------------------------------------------------------------------
@@ -78,13 +81,18 @@ class Stage:
         lab, path = lab_of(self.lab, settings["policy"]), self._path(name)
         own = {"host": lab, "name": name, "json": str(path), "quiet": True}
         self._guests.setdefault(lab, set()).add(name)
+        self._zones[name] = zone_object(lab, name)
         return self._start(ProcessPlan(name, ("-m", "guest", *flags_of(GuestSettings, {**settings, **own})), path))
 
     def start_attached(self, name: str, guest: str, policy: str, what: str, seed: int) -> Child:
-        """A process on a guest's zone: a workload's name, or ``compact``."""
-        path = self._path(name)
-        role, rest = ("compact", ()) if what == "compact" else ("work", (what,))
-        arguments = ("-m", "lab.soak.attached", role, lab_of(self.lab, policy), guest, str(seed), str(path), *rest)
+        """A process on the zone of a guest that is there: a workload's name, or ``compact``."""
+        lab, path = lab_of(self.lab, policy), self._path(name)
+        self._zones[name] = zone_object(lab, guest)
+        if what == "compact":
+            arguments: tuple[str, ...] = ("-m", "lab.soak.attached", lab, guest, str(seed), str(path))
+        else:
+            own = {"host": lab, "name": guest, "join": True, "workload": what, "seed": seed, "json": str(path)}
+            arguments = ("-m", "guest", *flags_of(GuestSettings, own | _JOINED))
         return self._start(ProcessPlan(name, arguments, path))
 
     def _start(self, plan: ProcessPlan) -> Child:
@@ -93,6 +101,16 @@ class Stage:
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.json"
+
+    def begun(self, name: str) -> bool:
+        """Whether a guest or attached process has mapped its zone, and so hears a signal to stop, or has ended."""
+        if not self.children.running([name]):
+            return True
+        try:
+            with open(f"/proc/{self.children[name].process.pid}/maps", encoding="utf-8") as lines:
+                return any(self._zones[name] in line for line in lines)
+        except OSError:
+            return True
 
     # -- signal -------------------------------------------------------------------------------------------------------
 
@@ -129,6 +147,7 @@ class Stage:
         end = ProcessEnd(name, child.exit_code, child.stderr_tail(), _read(plan.account))
         plan.account.unlink(missing_ok=True)
         self._paused.discard(name)
+        self._zones.pop(name, None)
         self.children.forget(name)
         return Ended(end, hung)
 

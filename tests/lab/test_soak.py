@@ -83,10 +83,14 @@ def test_records_of_a_fixed_size_are_allowed_to_the_young_alone() -> None:
 
 
 def test_one_descriptor_more_is_found_and_coming_and_going_is_not() -> None:
+    assert judge_count("descriptors", [20] * 400).flat
+    assert not judge_count("descriptors", [20 + (index > 250) for index in range(400)]).flat
     moments = random.Random(3)
     coming = [20 + moments.choice((0, 4, 4, 4)) for _ in range(400)]
     assert judge_count("descriptors", coming).flat
-    assert not judge_count("descriptors", [count + (index > 250) for index, count in enumerate(coming)]).flat
+    leaking = judge_count("descriptors", [count + index // 20 for index, count in enumerate(coming)])
+    assert not leaking.flat
+    assert leaking.growth >= 1
 
 
 def test_who_was_seen_seldom_is_not_judged() -> None:

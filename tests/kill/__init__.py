@@ -1,0 +1,1 @@
+"""Death at every named place (``common.faults``): what is left is repaired, and nothing is lost with the dead."""

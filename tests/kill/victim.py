@@ -1,0 +1,133 @@
+"""A process that does everything that a guest's processes do to a zone, until it is killed on the way.
+
+``main`` is called in a child of a nursery, with a place to die at armed.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable
+
+import numpy as np
+
+from common.geometry import PAGE_BYTES, PAGEBLOCK_ORDER, Migratetype
+from common.ramobject import RamObject
+from common.statistics import HISTOGRAM_WORDS
+from guest.allocator.entry import register_device, unregister_device
+from guest.allocator.view import open_zone
+from guest.allocator.zone import Zone
+from guest.memory import FINDING_WORDS, present_pages
+from guest.reporting.cycle import Batch, Cycle, Outcome
+from guest.workloads import engine
+from host.proof import punch_hole
+
+__all__ = ["NEVER_REACHED", "main"]
+
+NEVER_REACHED = 3
+ROUNDS = 40
+POLICIES = ("boundary", "rotate", "bitmap", "hint", "hold", "walk-locked", "skip-walk")
+TYPES = (Migratetype.MOVABLE, Migratetype.MOVABLE, Migratetype.UNMOVABLE, Migratetype.RECLAIMABLE)
+MOST_HELD = 24
+
+
+class Victim:
+    """One process's hands on a zone."""
+
+    def __init__(self, lab: str, guest: str, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.zone = Zone.attach(lab, guest)
+        self.ram = RamObject.open(lab, guest, ram_bytes=self.zone.ram_bytes)
+        self.memory = np.frombuffer(self.ram.map(), dtype=np.uint8)
+        self.address = int(self.memory.ctypes.data)
+        self.cpu = self.zone.claim_cpu(self.address)
+        self.view = open_zone(self.zone.address)
+        self.state = np.zeros(engine.STATE_WORDS, dtype=np.int64)
+        self.state[engine.S_CPU] = self.cpu
+        self.held = np.zeros((MOST_HELD, engine.HELD_COLUMNS), dtype=np.int64)
+        self.times = np.zeros((engine.TIMES_ROWS, HISTOGRAM_WORDS), dtype=np.int64)
+        self.finding = np.zeros(FINDING_WORDS, dtype=np.int64)
+        self.scratch = np.zeros(2, dtype=np.int64)
+        self.plain: list[tuple[int, int]] = []  # allocated and never used
+
+    def work(self) -> None:
+        """A round of everything."""
+        for _ in range(12):
+            self.random.choice((self.acquire, self.acquire, self.release))()
+        self.allocate_unused()
+        self.move_pageblocks()
+        self.zone.drain(self.cpu)
+        for policy in self.random.sample(POLICIES, 3):
+            self.report_under(policy)
+        while self.state[engine.S_HELD] > MOST_HELD // 2:
+            self.release()
+
+    def acquire(self) -> None:
+        order = self.random.choice((0, 0, 1, 3, 4))
+        engine.acquire(
+            self.view,
+            self.zone.address,
+            self.address,
+            self.state,
+            self.held,
+            self.times,
+            self.finding,
+            self.scratch,
+            order,
+            int(self.random.choice(TYPES)),
+        )
+
+    def release(self) -> None:
+        count = int(self.state[engine.S_HELD])
+        if count:
+            index = self.random.randrange(count)
+            engine.release(self.view, self.address, self.state, self.held, self.finding, index, self.zone.min_order)
+
+    def allocate_unused(self) -> None:
+        """Large blocks, of types that have to be stolen, through the lists of pageblock order and past them."""
+        for order in (PAGEBLOCK_ORDER, 6, 10):
+            pfn = self.zone.alloc(order, self.random.choice(TYPES), cpu=self.cpu)
+            if pfn is not None:
+                self.plain.append((pfn, order))
+        while len(self.plain) > 2:
+            pfn, order = self.plain.pop(self.random.randrange(len(self.plain)))
+            self.zone.free(pfn, order, cpu=self.cpu)
+
+    def move_pageblocks(self) -> None:
+        pageblock = self.random.randrange(self.zone.n_pages >> PAGEBLOCK_ORDER)
+        self.zone.isolate(pageblock)
+        self.zone.unisolate(pageblock)
+        self.zone.set_pageblock_migratetype(pageblock, self.random.choice(TYPES))
+
+    def report_under(self, policy: str) -> None:
+        assert register_device(self.zone.address, os.getpid(), self.zone.device_pid()) == 0
+        cycle = Cycle(self.zone, policy, capacity=4, residence=self.residence)
+        outcomes = (Outcome.DONE, Outcome.DONE, Outcome.FAILED)
+        poisons = self.zone.settings().poison != 0  # then nothing is discarded (S12)
+        cycle.run(self._carry_out(Outcome.KEPT if poisons else self.random.choice(outcomes)))
+        cycle.release()
+        unregister_device(self.zone.address, os.getpid())
+
+    def residence(self, pfn: int, order: int) -> np.ndarray:
+        return present_pages(self.ram.fileno(), pfn, order)
+
+    def _carry_out(self, outcome: Outcome) -> Callable[[Batch], Outcome]:
+        def carry_out(batch: Batch) -> Outcome:
+            for pfn, order in zip(batch.pfns.tolist(), batch.orders.tolist(), strict=True):
+                if outcome is Outcome.KEPT:
+                    break
+                punch_hole(self.ram.fileno(), pfn * PAGE_BYTES, PAGE_BYTES << order)
+            return outcome
+
+        return carry_out
+
+
+def main(arguments: list[str]) -> int:
+    """``[lab, guest, seed]``. NEVER_REACHED if it was not killed after ROUNDS rounds."""
+    lab, guest, seed = arguments
+    victim = Victim(lab, guest, int(seed))
+    for _ in range(ROUNDS):
+        victim.work()
+        assert victim.finding[0] == 0
+        assert victim.state[engine.S_REFUSED] == 0
+    return NEVER_REACHED
