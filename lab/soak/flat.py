@@ -76,7 +76,7 @@ def judge_memory(times_s: Sequence[float], used_bytes: Sequence[int], *, records
 def judge_count(figure: str, counts: Sequence[int]) -> Trend:
     """The trend of a count: the least of its last quarter may not be above the most of its second.
 
-    Counts move in steps as guests, reports and helpers come and go. What comes and goes is no growth; what only comes is.
+    Counts move in steps as guests, reports and helpers come and go. That is no growth; what comes and stays is.
     """
     quarters = np.array_split(np.asarray(counts, dtype=np.float64), 4)
     growth = float(quarters[3].min() - quarters[1].max())
