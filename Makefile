@@ -22,6 +22,7 @@ SPREAD := -n auto --dist loadscope --no-loadscope-reorder --max-worker-restart 0
 ALLOCATOR_TESTS := tests/allocator
 WITHOUT_JIT := NUMBA_DISABLE_JIT=1 HYPOTHESIS_PROFILE=quick
 WITH_BOUNDSCHECK := NUMBA_BOUNDSCHECK=1 HYPOTHESIS_PROFILE=quick
+WITH_FAULTS := FPR_FAULT=kernels
 WRAPS := -W "ignore:overflow encountered:RuntimeWarning"
 
 .DEFAULT_GOAL := help
@@ -35,18 +36,22 @@ demo: $(READY) ## one host and two guests on real memory, a live view and a pict
 	$(RUN) run_demo.py $(DEMO_FLAGS)
 
 test: $(READY) ## every test but the long ones, then the allocator's without the compiler and with bounds checks
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-compiled test-allocator
+	@$(MAKE) --no-print-directory --jobs=2 test-compiled test-allocator
 
 # With nothing compiled yet, one processor compiles the kernels that processes start with, once, before the workers need
-# them, while the other one does what the allocator's tests need with bounds checks: the two have caches of their own.
-# The plus lets the output of this half through as it comes; that of the other half is shown when it has ended.
+# them, while the other one compiles those in which a process may be told to die (tests/kill), and what the allocator's
+# tests need with bounds checks: each kind has a cache of its own.
+# Their output would mix: that of the second half is kept and shown when it has ended.
 test-compiled: $(READY)
-	+$(RUN) -m guest --warm-up
-	+$(RUN) -m pytest $(SPREAD) $(TEST_FLAGS)
+	$(RUN) -m guest --warm-up
+	$(RUN) -m pytest $(SPREAD) $(TEST_FLAGS)
 
 test-allocator: $(READY)
-	$(WITH_BOUNDSCHECK) $(RUN) -m pytest $(ALLOCATOR_TESTS)
-	$(WITHOUT_JIT) $(RUN) -m pytest $(WRAPS) $(ALLOCATOR_TESTS)
+	@log=$$(mktemp); { set -x; \
+	  $(WITH_FAULTS) $(RUN) -m guest --warm-up && \
+	  $(WITH_BOUNDSCHECK) $(RUN) -m pytest $(ALLOCATOR_TESTS) && \
+	  $(WITHOUT_JIT) $(RUN) -m pytest $(WRAPS) $(ALLOCATOR_TESTS); } >$$log 2>&1; \
+	  code=$$?; cat $$log; rm -f $$log; exit $$code
 
 stress: $(READY) ## the long concurrency tests
 	$(RUN) -m pytest -m stress $(STRESS_FLAGS)

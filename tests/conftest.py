@@ -22,7 +22,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 # Tests whose processes need the machine, and each of which brings as many as there are processors: one at a time.
 _ONE_AT_A_TIME = ("tests/live/", "tests/stress/")
-_LONGEST = (*_ONE_AT_A_TIME, "tests/lab/")
+_FIRST = ("tests/kill/", *_ONE_AT_A_TIME, "tests/lab/")  # what takes longest, and waits most
 _MOST_WORKERS = 8  # the queues of all labs that run at once count towards one RLIMIT_MSGQUEUE
 
 
@@ -33,8 +33,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest, and waits most, first: several workers then end at about the same time."""
-    items.sort(key=lambda item: not item.nodeid.startswith(_LONGEST))
+    """What takes longest first: several workers then end at about the same time."""
+    items.sort(key=lambda item: [item.nodeid.startswith(folder) for folder in _FIRST], reverse=True)
 
 
 @pytest.hookimpl(optionalhook=True)
