@@ -47,10 +47,10 @@ test-compiled: $(READY)
 	$(RUN) -m pytest $(SPREAD) $(TEST_FLAGS)
 
 test-allocator: $(READY)
-	@log=$$(mktemp); { set -x; \
+	@log=$$(mktemp); ( set -x; \
 	  $(WITH_FAULTS) $(RUN) -m guest --warm-up && \
 	  $(WITH_BOUNDSCHECK) $(RUN) -m pytest $(ALLOCATOR_TESTS) && \
-	  $(WITHOUT_JIT) $(RUN) -m pytest $(WRAPS) $(ALLOCATOR_TESTS); } >$$log 2>&1; \
+	  $(WITHOUT_JIT) $(RUN) -m pytest $(WRAPS) $(ALLOCATOR_TESTS) ) >$$log 2>&1; \
 	  code=$$?; cat $$log; rm -f $$log; exit $$code
 
 stress: $(READY) ## the long concurrency tests

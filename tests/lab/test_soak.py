@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import random
@@ -10,9 +11,10 @@ import subprocess
 import sys
 import threading
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ import pytest
 
 from common import layout
 from common.names import SHM_DIR
+from common.settings import POLICIES, GuestSettings, add_flags, load
 from guest.allocator.zone import Zone, ZoneSettings
 from guest.reporting.cycle import Cycle, Outcome
 from lab.outcome import ProcessEnd
@@ -27,6 +30,7 @@ from lab.soak.attached import Compactor, lost_pages
 from lab.soak.cast import MOST_RESIDENTS, residents, visitor
 from lab.soak.census import Census, Track, look_at
 from lab.soak.flat import MIN_LOOKS, RECORDS_BYTES, Trend, judge_count, judge_memory, theil_sen
+from lab.soak.stage import Stage
 from lab.soak.verdict import Final, Findings, exit_code, summary, summary_text
 from tests.lab.build import guest_account, host_account
 from tests.support import wait_until
@@ -159,8 +163,6 @@ def test_a_process_that_has_ended_is_not_there() -> None:
 
 
 def test_everybody_that_stays_is_of_another_policy_and_can_be() -> None:
-    from common.settings import POLICIES, GuestSettings
-
     roles = residents(MOST_RESIDENTS, 5)
     assert {role.settings["policy"] for role in roles} == set(POLICIES) - {"off"}
     assert len({role.settings["seed"] for role in roles}) == len(roles)
@@ -169,9 +171,25 @@ def test_everybody_that_stays_is_of_another_policy_and_can_be() -> None:
         GuestSettings(host="lab", name=role.name, **role.settings)
 
 
-def test_visitors_are_drawn_from_the_seed() -> None:
-    from common.settings import GuestSettings
+def test_who_joins_is_started_as_a_guest_takes_it(tmp_path: Path) -> None:
+    """In the lab of the guest that it joins."""
+    started: list[Sequence[str]] = []
+    children: Any = SimpleNamespace(start=lambda name, arguments: started.append(arguments))
+    stage = Stage(children, "soak-test", tmp_path)
+    stage.start_attached("a+churn", "a", "boundary", "churn", 5)
+    stage.start_attached("b+churn", "b", "shared", "churn", 6)
+    stage.start_attached("a+compact", "a", "boundary", "compact", 7)
+    parser = argparse.ArgumentParser()
+    add_flags(parser, GuestSettings)
+    joined = [load(GuestSettings, parser.parse_args(list(arguments[2:]))) for arguments in started[:2]]
+    assert [(one.join, one.host, one.name, one.seed) for one in joined] == [
+        (True, "soak-test", "a", 5),
+        (True, "soak-test-trust", "b", 6),
+    ]
+    assert started[2][:5] == ("-m", "lab.soak.attached", "soak-test", "a", "7")
 
+
+def test_visitors_are_drawn_from_the_seed() -> None:
     drawn = [visitor(f"v{index}", random.Random(index), 8.0) for index in range(50)]
     assert drawn == [visitor(f"v{index}", random.Random(index), 8.0) for index in range(50)]
     for role in drawn:
