@@ -36,7 +36,7 @@ from common.ramobject import RamObject
 __all__ = ["N_PAGES", "PATIENCE_S", "StandIn"]
 
 N_PAGES = (16 << 20) // PAGE_BYTES
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 class StandIn:
