@@ -153,9 +153,9 @@ def kernel(function: Any) -> Any:
     """Compile ``function`` at its first call with given types, and keep the result on disk.
 
     nogil: it runs while other threads do. error_model numpy: no ZeroDivisionError, so that nothing can raise between
-    lock and unlock.
+    lock and unlock. no_cfunc_wrapper: nobody calls it from C, and to compile a wrapper for that takes time.
     """
-    compiled = numba.njit(nogil=True, error_model="numpy")(function)
+    compiled = numba.njit(nogil=True, error_model="numpy", no_cfunc_wrapper=True)(function)
     if _FOLDERS is not None:
         numba.config.CACHE_DIR = _FOLDERS[function.__module__.partition(".")[0] in {"lab", "benchmarks"}]
         compiled.enable_caching()

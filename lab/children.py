@@ -196,6 +196,17 @@ class Children:
         if not self.wait(stopping, deadline_s=time.monotonic() + grace_s, interrupts_known=known):
             self.kill(stopping)
 
+    def send(self, name: str, number: signal.Signals) -> None:
+        """Signal a child, if it still runs."""
+        if self.running([name]):
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._children[name].pidfd, number)
+
+    def forget(self, name: str) -> None:
+        """Drop what is kept of a child that has ended, in a run that starts very many."""
+        assert self._children[name].exit_code is not None
+        self._children.pop(name).stderr.close()
+
     def kill(self, names: Iterable[str]) -> None:
         """End those that still run, with everything they started, at once."""
         for name in self.running(names):

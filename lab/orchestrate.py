@@ -7,19 +7,15 @@ nothing moves; then the host, by SIGTERM, so that its account has every guest's 
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import posix_ipc
-
-from common import names
 from lab.children import Child, Children, Interrupts
+from lab.leftovers import names_left, remove_names
 from lab.outcome import Account, ProcessEnd, RunOutcome
 from lab.sampler import GuestProbe, Observation, Probe, Sampler
 from lab.view import GuestRow, RateMeter, View
@@ -27,7 +23,7 @@ from lab.view import GuestRow, RateMeter, View
 __all__ = ["LabPlan", "ProcessPlan", "run_lab", "warm_up"]
 
 _WARM_UP = "warm-up"
-_WARM_UP_LIMIT_S = 300.0  # compiling takes tens of seconds on a slow machine
+_WARM_UP_LIMIT_S = 1200.0  # compiling takes two minutes of a processor, which others may want too
 _START_LIMIT_S = 30.0  # beyond the guests' duration: imports, connecting, checking all memory at the end
 _START_LIMIT_PER_GUEST_S = 5.0
 _SETTLE_LIMIT_S = 10.0  # a guest whose time is over waits this long, whatever its delay, for its last reports
@@ -218,13 +214,4 @@ def _sweep(plan: LabPlan) -> None:
     One that was killed, by us or by somebody else, could not. The lab's name is of this run alone, so nobody else has
     an object of that name.
     """
-    queues = [names.control_queue(plan.lab)]
-    for guest in plan.guests:
-        queues += [names.report_queue(plan.lab, guest.name), names.ack_queue(plan.lab, guest.name)]
-    for queue in queues:
-        with contextlib.suppress(posix_ipc.Error):
-            posix_ipc.unlink_message_queue(queue)
-    with contextlib.suppress(OSError):
-        for entry in os.listdir(names.SHM_DIR):
-            if entry.startswith(f"fpr.{plan.lab}."):
-                os.unlink(f"{names.SHM_DIR}/{entry}")
+    remove_names(names_left(plan.lab, [guest.name for guest in plan.guests]))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -16,6 +18,46 @@ from tests.support import leftovers, remove_leftovers
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("quick", settings.get_profile("default"), max_examples=20, stateful_step_count=20)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+# Tests whose processes need the machine, and each of which brings as many as there are processors: one at a time.
+_ONE_AT_A_TIME = ("tests/live/", "tests/stress/")
+_FIRST = ("tests/kill/", *_ONE_AT_A_TIME, "tests/lab/")  # what takes longest, and waits most
+_MOST_WORKERS = 8  # the queues of all labs that run at once count towards one RLIMIT_MSGQUEUE
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """In a worker of pytest-xdist, which ignores SIGINT as processes that it starts would: handle it as usual."""
+    if hasattr(config, "workerinput"):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest first: several workers then end at about the same time."""
+    items.sort(key=lambda item: [item.nodeid.startswith(folder) for folder in _FIRST], reverse=True)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """For ``-n auto``: one more than there are processors, since many tests wait for processes."""
+    return min(len(os.sched_getaffinity(0)) + 1, _MOST_WORKERS)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """For ``--dist loadscope``: a file's tests go to one worker, which then compiles or makes once what they share."""
+    if config.getvalue("dist") != "loadscope":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):  # type: ignore[misc]  # it is untyped
+        """Units of work are files, but for those that take turns."""
+
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "one at a time" if file.startswith(_ONE_AT_A_TIME) else file
+
+    return ByFile(config, log)
 
 
 @pytest.fixture

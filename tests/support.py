@@ -7,17 +7,20 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 from common.errors import LabError
 from common.names import SHM_DIR, ack_queue, control_queue, report_queue
 from common.queues import Queue, unlink_queue
 
-__all__ = ["leftovers", "remove_leftovers", "wait_until"]
+__all__ = ["leftovers", "long_enough", "remove_leftovers", "wait_until"]
 
 _MQUEUE_DIR = "/dev/mqueue"  # where it is mounted, queues can be listed
 
+Result = TypeVar("Result")
 
-def wait_until(condition: Callable[[], object], timeout_s: float = 20.0, *, what: str = "condition") -> None:
+
+def wait_until(condition: Callable[[], object], timeout_s: float = 60.0, *, what: str = "condition") -> None:
     """Return once ``condition()`` is true.
 
     Raises:
@@ -29,6 +32,19 @@ def wait_until(condition: Callable[[], object], timeout_s: float = 20.0, *, what
         if time.monotonic() >= deadline:
             raise AssertionError(f"{what} did not come true within {timeout_s} s")
         pause.wait(0.002)
+
+
+def long_enough(run: Callable[[int], Result], enough: Callable[[Result], bool]) -> Result:
+    """What ``run`` returns, made as long as the machine needs: 1, then 5, then 25 times its usual duration.
+
+    For runs that end when their time is over: on a machine that others use, it may be over before anything happened.
+    What must hold of each of them ``run`` asserts itself. The last is returned whether it is ``enough`` or not.
+    """
+    for factor in (1, 5):
+        result = run(factor)
+        if enough(result):
+            return result
+    return run(25)
 
 
 def leftovers(lab: str, guests: Iterable[str] = ()) -> list[str]:

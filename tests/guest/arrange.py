@@ -25,7 +25,7 @@ MIB = 1 << 20
 GUEST = "g0"
 N_PAGES = 16 * MIB // PAGE_BYTES
 HOUR_NS = 3600 * 10**9
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0
 EPOCH = 4711
 
 Kind = TypeVar("Kind", bound=Message)

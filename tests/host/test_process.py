@@ -22,7 +22,7 @@ from common.queues import Queue
 from tests.host.stand_in import N_PAGES, StandIn
 from tests.support import leftovers, remove_leftovers, wait_until
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 
 def has_control_queue(lab: str) -> bool:

@@ -251,8 +251,8 @@ def cluster(tmp_path: Path) -> Iterator[Any]:
         threads_per_worker=1,
         processes=True,
         host="127.0.0.1",
-        dashboard_address=None,
-        worker_dashboard_address=None,
+        dashboard_address="127.0.0.1:0",
+        worker_dashboard_address="127.0.0.1:0",
         local_directory=str(tmp_path / "dask"),
         silence_logs=logging.CRITICAL,
     ) as local:
@@ -277,7 +277,7 @@ def test_a_killed_worker_of_a_dask_cluster_costs_no_result(cluster: Any, tmp_pat
 @pytest.mark.parametrize("listening", [False, True])
 def test_a_scheduler_that_does_not_answer_is_told_soon(monkeypatch: pytest.MonkeyPatch, listening: bool) -> None:
     pytest.importorskip("distributed")
-    monkeypatch.setattr(engines, "_DASK_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(engines, "_DASK_TIMEOUT_S", 3.0)
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         if not listening:
@@ -289,9 +289,9 @@ def test_a_scheduler_that_does_not_answer_is_told_soon(monkeypatch: pytest.Monke
 def test_a_scheduler_without_workers_is_told_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     distributed = pytest.importorskip("distributed")
     with distributed.LocalCluster(
-        n_workers=0, host="127.0.0.1", dashboard_address=None, silence_logs=logging.CRITICAL
+        n_workers=0, host="127.0.0.1", dashboard_address="127.0.0.1:0", silence_logs=logging.CRITICAL
     ) as cluster:
-        monkeypatch.setattr(engines, "_DASK_TIMEOUT_S", 0.5)
+        monkeypatch.setattr(engines, "_DASK_TIMEOUT_S", 3.0)
         with pytest.raises(PeerError, match="has no workers; start some: dask worker tcp://127"):
             open_engine(address_of(cluster))
 

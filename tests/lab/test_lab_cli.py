@@ -46,7 +46,10 @@ def test_help_names_every_command_and_loads_none() -> None:
     assert not modules & HEAVY
 
 
-@pytest.mark.parametrize(("command", "flag"), [("compare", "--policies"), ("report", "--out"), ("doctor", "--clean")])
+@pytest.mark.parametrize(
+    ("command", "flag"),
+    [("compare", "--policies"), ("report", "--out"), ("doctor", "--clean"), ("soak", "--for"), ("chaos", "--kills")],
+)
 def test_help_of_a_command_is_light(command: str, flag: str) -> None:
     code, modules, out, err = run_lab(command, "--help")
     assert (code, err) == (0, "")
@@ -67,6 +70,7 @@ def test_help_of_a_command_is_light(command: str, flag: str) -> None:
         (("compare", "--memory", "17MiB"), "17MiB"),
         (("compare", "--repeat", "0"), "--repeat"),
         (("report",), "DIR"),
+        (("soak", "--for", "1s"), "1s"),
     ],
 )
 def test_wrong_usage_ends_with_2_and_one_line_and_loads_nothing_heavy(arguments: tuple[str, ...], word: str) -> None:

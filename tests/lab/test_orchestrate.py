@@ -26,7 +26,7 @@ from lab.view import SilentView
 from tests.lab.test_samples import FakeProbe
 from tests.support import leftovers
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 PROLOGUE = """
 import json, os, pathlib, signal, sys, time

@@ -19,7 +19,7 @@ from tests.support import leftovers, wait_until
 __all__ = ["MIB", "PATIENCE_S", "ROOT", "Guest", "Lab", "Process"]
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE_S = 40.0
+PATIENCE_S = 60.0
 MIB = 1 << 20
 MEMORY_BYTES = 32 * MIB
 # As fast as it goes: every free of order 9 asks for a run, and a run begins at once.

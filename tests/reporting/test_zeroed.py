@@ -31,7 +31,7 @@ from tests.support import wait_until
 
 MOVABLE = Migratetype.MOVABLE
 POISON = 0xAA
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 
 @pytest.fixture
