@@ -22,7 +22,6 @@ SPREAD := -n auto --dist loadscope --no-loadscope-reorder --max-worker-restart 0
 ALLOCATOR_TESTS := tests/allocator
 WITHOUT_JIT := NUMBA_DISABLE_JIT=1 HYPOTHESIS_PROFILE=quick
 WITH_BOUNDSCHECK := NUMBA_BOUNDSCHECK=1 HYPOTHESIS_PROFILE=quick
-WITH_FAULTS := FPR_FAULT=kernels
 WRAPS := -W "ignore:overflow encountered:RuntimeWarning"
 
 .DEFAULT_GOAL := help
@@ -39,8 +38,7 @@ test: $(READY) ## every test but the long ones, then the allocator's without the
 	@$(MAKE) --no-print-directory --jobs=2 test-compiled test-allocator
 
 # With nothing compiled yet, one processor compiles the kernels that processes start with, once, before the workers need
-# them, while the other one compiles those in which a process may be told to die (tests/kill), and what the allocator's
-# tests need with bounds checks: each kind has a cache of its own.
+# them, while the other one does what the allocator's tests need with bounds checks: the two have caches of their own.
 # Their output would mix: that of the second half is kept and shown when it has ended.
 test-compiled: $(READY)
 	$(RUN) -m guest --warm-up
@@ -48,7 +46,6 @@ test-compiled: $(READY)
 
 test-allocator: $(READY)
 	@log=$$(mktemp); ( set -x; \
-	  $(WITH_FAULTS) $(RUN) -m guest --warm-up && \
 	  $(WITH_BOUNDSCHECK) $(RUN) -m pytest $(ALLOCATOR_TESTS) && \
 	  $(WITHOUT_JIT) $(RUN) -m pytest $(WRAPS) $(ALLOCATOR_TESTS) ) >$$log 2>&1; \
 	  code=$$?; cat $$log; rm -f $$log; exit $$code

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import sys
-
-from common.cli import CommandParser, run_command
-from common.settings import DemoSettings, add_flags, load
+from common.interrupts import run_program
 
 __all__ = ["main"]
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Read the flags and run the demo; the exit code."""
+    from common.cli import run_command
+
+    return run_command(lambda: _run(arguments))
+
+
+def _run(arguments: list[str] | None) -> int:
+    from common.cli import CommandParser
+    from common.settings import DemoSettings, add_flags, load
+
     parser = CommandParser(
         prog="run_demo.py",
         description="Start a host and some guests, let the guests work and give their free memory back, and show it.",
@@ -24,4 +30,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    run_program(main)

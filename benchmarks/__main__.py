@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from common.cli import EXIT_FAILED, EXIT_OK, CommandParser, run_command
+from common.interrupts import run_program
 from common.output import check_output, write_json
 
 if TYPE_CHECKING:  # NumPy comes with it, and --help must answer in 0.3 s
@@ -84,4 +85,4 @@ def _print_table(rows: list[Row]) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_program(main)

@@ -10,30 +10,15 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn, TextIO
 
+from common import interrupts
 from common.errors import LabError, MachineError, UsageError
+from common.interrupts import EXIT_INTERRUPTED
+from common.refusals import fix_of, thread_refusal
 
 __all__ = ["EXIT_FAILED", "EXIT_INTERRUPTED", "EXIT_OK", "CommandParser", "run_command"]
 
 EXIT_OK = 0
 EXIT_FAILED = 1
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell shows it
-
-# What the machine refused, and what a user can do about it.
-_SPACE = "free some space, in /dev/shm too (df -h /dev/shm)"
-_PERMISSIONS = "check the permissions, those of /dev/shm too"
-_HINTS = {
-    errno.EMFILE: "raise the limit of open files (ulimit -n)",
-    errno.ENFILE: "raise the machine's limit of open files (/proc/sys/fs/file-max)",
-    errno.ENOSPC: _SPACE,
-    errno.EDQUOT: _SPACE,
-    errno.EFBIG: "raise the limit of file size (ulimit -f)",
-    errno.EROFS: "use a place that can be written to",
-    errno.EACCES: _PERMISSIONS,
-    errno.EPERM: _PERMISSIONS,
-    errno.ENOMEM: "free some memory, or use fewer or smaller guests",
-    errno.EAGAIN: "raise the limit of processes (ulimit -u)",  # fork(2)
-}
-_BUGS = {errno.EBADF, errno.EFAULT, errno.EINVAL}  # the machine is right and we are wrong: those keep their traceback
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -57,6 +42,17 @@ def run_command(main: Callable[[], int]) -> int:
     What the machine refuses (``OSError``) and nobody explained ends as ``MachineError`` does. Other exceptions are bugs
     and pass through with their traceback, as does argparse's ``SystemExit`` after ``--help``.
     """
+    try:
+        interrupts.begin()
+        return _run(main)
+    except KeyboardInterrupt:  # in the few lines between the work and its exit code
+        return EXIT_INTERRUPTED
+    finally:
+        interrupts.end()
+
+
+def _run(main: Callable[[], int]) -> int:
+    """As ``run_command``."""
     _open_closed_streams()
     leaving: SystemExit | None = None
     try:
@@ -88,10 +84,16 @@ def _code_of(main: Callable[[], int]) -> int:
     except BrokenPipeError:  # the reader of our output has had enough
         return EXIT_FAILED
     except MemoryError as error:
-        _complain(f"out of memory: {str(error) or 'refused'}; {_HINTS[errno.ENOMEM]}")
+        _complain(f"out of memory: {str(error) or 'refused'}; {fix_of(OSError(errno.ENOMEM, ''))}")
         return MachineError.exit_code
+    except RuntimeError as error:
+        refusal = thread_refusal(error)
+        if refusal is None:
+            raise
+        _complain(str(refusal))
+        return refusal.exit_code
     except OSError as error:
-        if error.errno is None or error.errno in _BUGS:
+        if fix_of(error) is None:
             raise
         _complain(_in_words(error))
         return MachineError.exit_code
@@ -100,7 +102,7 @@ def _code_of(main: Callable[[], int]) -> int:
 def _in_words(error: OSError) -> str:
     """What the system said, about which file if it said that, and what to do."""
     parts = [str(part) for part in (error.filename, error.strerror) if part is not None]
-    hint = _HINTS.get(error.errno or 0)
+    hint = fix_of(error)
     return ": ".join(parts) + (f"; {hint}" if hint else "")
 
 

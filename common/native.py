@@ -17,6 +17,7 @@ import hashlib
 import os
 import select
 import shutil
+import sys
 import tempfile
 import threading
 import time
@@ -69,7 +70,10 @@ intrinsic: Any = _intrinsic
 libc = ctypes.CDLL(None, use_errno=True)
 _CACHE_KEPT_S = 30 * 24 * 3600
 _CLOCK_MONOTONIC = time.CLOCK_MONOTONIC
-_CLOCK_REALTIME = time.CLOCK_REALTIME
+# glibc has it since 2.30. Without it a timed wait of the C library goes by the wall clock, which may be set back by an
+# hour and the wait with it: then the semaphore is looked at again and again instead.
+_HAS_CLOCKWAIT = hasattr(libc, "sem_clockwait")
+_LOOK_US = 200
 _NR_PIDFD_OPEN = 434  # one number for all architectures but alpha: scripts/syscall.tbl
 _POLLIN = select.POLLIN
 
@@ -80,7 +84,8 @@ _INNER, _OUTER = ("common", "guest"), ("common", "guest", "lab", "benchmarks")
 def _cache_folder(packages: tuple[str, ...]) -> Path:
     """Folder for the compiled kernels of these packages, named after the hash of every source that takes part."""
     root = Path(__file__).resolve().parents[1]
-    digest = hashlib.sha256(f"{numba.__version__} {numba.config.BOUNDSCHECK} {faults.IN_KERNELS} {root}".encode())
+    key = f"{numba.__version__} {numba.config.BOUNDSCHECK} {faults.IN_KERNELS} {_HAS_CLOCKWAIT} {root}"
+    digest = hashlib.sha256(key.encode())
     for folder in packages:
         for source in sorted((root / folder).rglob("*.py")):
             text = source.read_bytes()
@@ -110,11 +115,35 @@ def _prepare_cache() -> tuple[str, str] | None:
     return str(inner), str(outer)
 
 
+def _forgive_a_full_cache() -> None:
+    """A kernel that cannot be kept (space, quota, a folder that was removed) runs all the same; said once."""
+    from numba.core import caching
+
+    kept: Any = caching.Cache
+    save = kept.save_overload
+    told: list[OSError] = []
+
+    def save_or_go_on(cache: Any, signature: Any, data: Any) -> None:
+        try:
+            save(cache, signature, data)
+        except OSError as error:
+            if not told and sys.stderr is not None:
+                with contextlib.suppress(OSError):
+                    sys.stderr.write(
+                        f"kernels are not kept in {numba.config.CACHE_DIR}: {error.strerror}; free some space there, "
+                        "or name another folder with XDG_CACHE_HOME\n"
+                    )
+            told.append(error)
+
+    kept.save_overload = save_or_go_on
+
+
 JIT = not numba.config.DISABLE_JIT
 _FOLDERS = _prepare_cache() if JIT else None
 CACHED = _FOLDERS is not None
 if _FOLDERS is not None:
     numba.config.CACHE_DIR = _FOLDERS[0]
+    _forgive_a_full_cache()
 
 
 def kernel(function: Any) -> Any:
@@ -164,7 +193,7 @@ if JIT:
     semaphore_post = types.ExternalFunction("sem_post", types.int32(types.uintp))
     semaphore_try = types.ExternalFunction("sem_trywait", types.int32(types.uintp))
     semaphore_wait = types.ExternalFunction("sem_wait", types.int32(types.uintp))
-    _semaphore_timedwait = types.ExternalFunction("sem_timedwait", types.int32(types.uintp, types.uintp))
+    _semaphore_clockwait = types.ExternalFunction("sem_clockwait", types.int32(types.uintp, types.int32, types.uintp))
     _clock_gettime = types.ExternalFunction("clock_gettime", types.int32(types.int32, types.uintp))
 
     @intrinsic
@@ -318,18 +347,33 @@ if JIT:
         _clock_gettime(np.int32(_CLOCK_MONOTONIC), np.uintp(scratch.ctypes.data))
         return int(scratch[0] * 1_000_000_000 + scratch[1])
 
-    @numba.njit(nogil=True, cache=CACHED)
-    def semaphore_wait_us(address: int, microseconds: int, scratch: Any) -> Any:
-        """Take one from the semaphore at ``address``, sleeping some microseconds at most; True if it was taken.
+    if _HAS_CLOCKWAIT:
 
-        ``scratch``: int64[2] of the calling thread. By the wall clock, the only one that every C library offers here.
-        """
-        # SAFETY: the timespec lies in the caller's own array of two words.
-        _clock_gettime(np.int32(_CLOCK_REALTIME), np.uintp(scratch.ctypes.data))
-        nanoseconds = scratch[1] + microseconds * 1000
-        scratch[0] += nanoseconds // 1_000_000_000
-        scratch[1] = nanoseconds % 1_000_000_000
-        return _semaphore_timedwait(np.uintp(address), np.uintp(scratch.ctypes.data)) == 0
+        @numba.njit(nogil=True, cache=CACHED)
+        def semaphore_wait_us(address: int, microseconds: int, scratch: Any) -> Any:
+            """Take one from the semaphore at ``address``, sleeping some microseconds at most; True if it was taken.
+
+            ``scratch``: int64[2] of the calling thread. By the monotonic clock; a signal may end it early.
+            """
+            # SAFETY: the timespec lies in the caller's own array of two words.
+            _clock_gettime(np.int32(_CLOCK_MONOTONIC), np.uintp(scratch.ctypes.data))
+            nanoseconds = scratch[1] + microseconds * 1000
+            scratch[0] += nanoseconds // 1_000_000_000
+            scratch[1] = nanoseconds % 1_000_000_000
+            deadline = np.uintp(scratch.ctypes.data)
+            return _semaphore_clockwait(np.uintp(address), np.int32(_CLOCK_MONOTONIC), deadline) == 0
+
+    else:
+
+        @numba.njit(nogil=True, cache=CACHED)
+        def semaphore_wait_us(address: int, microseconds: int, scratch: Any) -> Any:
+            """As above, where the C library waits by the wall clock alone: looks every 0.2 ms."""
+            end = clock_ns(scratch) + microseconds * 1000
+            while semaphore_try(np.uintp(address)) != 0:
+                if clock_ns(scratch) >= end:
+                    return False
+                _usleep(np.uint32(_LOOK_US))
+            return True
 
     @numba.njit(nogil=True, cache=CACHED)
     def word_address(address: int, word: int) -> Any:
@@ -353,9 +397,13 @@ else:
 
     def semaphore_wait_us(address: int, microseconds: int, scratch: Any) -> bool:
         """Take one from the semaphore at ``address``, sleeping some microseconds at most; True if it was taken."""
-        scratch[0], scratch[1] = divmod(time.time_ns() + int(microseconds) * 1000, 1_000_000_000)
-        # SAFETY: as in compiled code.
-        return not libc.sem_timedwait(ctypes.c_void_p(int(address)), ctypes.c_void_p(int(scratch.ctypes.data)))
+        del scratch
+        end = time.monotonic_ns() + int(microseconds) * 1000
+        while semaphore_try(int(address)):
+            if time.monotonic_ns() >= end:
+                return False
+            time.sleep(_LOOK_US / 1e6)
+        return True
 
     def prefetch(address: int) -> None:
         """Nothing to do without compiled code: the interpreter's own misses dwarf these."""

@@ -9,6 +9,8 @@ import sys
 from typing import Any
 
 from common.errors import MachineError, UsageError
+from common.parts import Part, part_name
+from common.refusals import fix_of
 
 __all__ = ["STDOUT", "check_distinct", "check_output", "write_bytes", "write_json"]
 
@@ -44,10 +46,11 @@ def check_output(path: str, *, force: bool, make_folder: bool = False) -> None:
         return
     if os.path.exists(path) and not force:
         raise UsageError(f"{path}: exists; give --force to overwrite it, or another path")
-    sibling = _sibling(os.path.realpath(path))
+    sibling = part_name(os.path.realpath(path))
     try:  # Really: access(2) grants root a file in /proc, and knows neither quotas nor the length of a name.
         os.close(os.open(sibling, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        os.unlink(sibling)
+        with contextlib.suppress(FileNotFoundError):  # somebody who writes there took it for a dead one's
+            os.unlink(sibling)
     except OSError as error:
         raise UsageError(f"{path}: cannot write in {folder}: {error.strerror}; name another path") from None
 
@@ -92,7 +95,7 @@ def write_json(result: Any, path: str, *, force: bool) -> None:
 
 
 def write_bytes(data: bytes, path: str, *, force: bool) -> None:
-    """Write ``data`` to the file ``path``: all of it or nothing, by way of a sibling that is renamed.
+    """Write ``data`` to the file ``path``: all of it or nothing, see ``common.parts``.
 
     Raises:
         UsageError: as ``check_output``. MachineError: the write failed (space, quota, permissions).
@@ -103,28 +106,14 @@ def write_bytes(data: bytes, path: str, *, force: bool) -> None:
             with open(path, "wb") as stream:
                 stream.write(data)
         else:
-            _replace(os.path.realpath(path), data)  # through a link: replace what it points at, keep the link
+            with Part(path) as part:  # through a link: replaces what it points at, keeps the link
+                part.stream.write(data)
+                part.finish()
     except BrokenPipeError:
         raise  # the reader went away, which is not this machine's fault
     except OSError as error:
-        raise MachineError(f"{path}: {error.strerror}; free some space or name another path") from error
-
-
-def _replace(target: str, data: bytes) -> None:
-    sibling = _sibling(target)
-    stream = open(sibling, "xb")  # noqa: SIM115  closed below; the sibling is ours to remove only once this succeeded
-    try:
-        with stream:
-            stream.write(data)
-        os.replace(sibling, target)
-    except BaseException:
-        os.unlink(sibling)
-        raise
-
-
-def _sibling(target: str) -> str:
-    """A name beside ``target`` that nobody else uses."""
-    return f"{target}.{os.getpid()}-{os.urandom(4).hex()}.part"
+        fix = fix_of(error) or "free some space"
+        raise MachineError(f"{path}: {error.strerror}; {fix}, or name another path") from error
 
 
 def _is_stream(path: str) -> bool:

@@ -1,5 +1,8 @@
 """One end of a POSIX message queue: create, open, check, send and receive with one deadline.
 
+The queue itself never waits: ``mq_timedreceive`` goes by the wall clock, and a clock that is set back by an hour would
+make a wait of a second last an hour. Waiting is ``poll`` on its descriptor, by the monotonic clock.
+
 Queues are sized to what travels in them, never to the limit: an unprivileged user has about 800 KiB for all queues
 together (``RLIMIT_MSGQUEUE``), at most 10 messages a queue and 8 KiB a message. ``fileno`` may be watched by a
 selector.
@@ -7,10 +10,11 @@ selector.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import math
 import os
+import resource
+import select
 import stat
 import time
 from types import TracebackType
@@ -31,12 +35,22 @@ __all__ = [
     "create_ack_queue",
     "create_control_queue",
     "create_report_queue",
+    "queue_bytes",
     "unlink_queue",
 ]
 
 CONTROL_DEPTH = 8
 REPORT_DEPTH = 2  # one report is in flight at a time; the second place is for the one after a withdrawal
 ACK_DEPTH = 8
+# What the kernel counts for each place of a queue beside its message, on 64-bit Linux: struct msg_msg and struct
+# posix_msg_tree_node (mqueue_get_inode of ipc/mqueue.c, which counts a node for every message to be on the safe side).
+_PLACE_BYTES = 48 + 48
+_LONGEST_POLL_MS = (1 << 31) - 1
+
+
+def queue_bytes(max_messages: int, message_bytes: int) -> int:
+    """What a queue takes of ``RLIMIT_MSGQUEUE`` as long as it exists, full or empty (mqueue_get_inode)."""
+    return max_messages * (message_bytes + _PLACE_BYTES)
 
 
 class QueueMissingError(PeerError):
@@ -49,6 +63,7 @@ class Queue:
     def __init__(self, name: str, queue: Any) -> None:
         self.name = name
         self._queue = queue
+        self._queue.block = False
         self._open = True
         self.message_bytes: int = queue.max_message_size
         self.max_messages: int = queue.max_messages
@@ -67,7 +82,7 @@ class Queue:
             )
         except posix_ipc.ExistentialError as error:
             raise NameInUseError(f"queue {name} exists already") from error
-        except (posix_ipc.Error, OSError, ValueError) as error:
+        except (posix_ipc.Error, OSError, ValueError, MemoryError) as error:
             raise _cannot_create(name, max_messages, message_bytes, error) from error
         return cls(name, queue)
 
@@ -86,8 +101,8 @@ class Queue:
             raise QueueMissingError(f"there is no queue {name}") from error
         except posix_ipc.PermissionsError as error:
             raise PeerError(f"queue {name} belongs to another user") from error
-        except (posix_ipc.Error, OSError, ValueError) as error:
-            raise MachineError(f"cannot open queue {name}: {error}; see ulimit -n") from error
+        except (posix_ipc.Error, OSError, ValueError, MemoryError) as error:
+            raise MachineError(f"cannot open queue {name}: {error}; raise ulimit -n") from error
         status = os.fstat(queue.mqd)
         if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
             queue.close()
@@ -109,29 +124,31 @@ class Queue:
 
         ``timeout_s``: None waits for ever, 0 does not wait. False: it was full until then.
         """
-        return self._until_deadline(self._queue.send, (data,), timeout_s) is not None
+        return self._until_deadline(self._queue.send, (data,), select.POLLOUT, timeout_s) is not None
 
     def receive(self, timeout_s: float | None) -> bytes | None:
         """The oldest message. ``timeout_s`` as in ``send``; None: it was empty until then."""
-        answer = self._until_deadline(self._queue.receive, (), timeout_s)
+        answer = self._until_deadline(self._queue.receive, (), select.POLLIN, timeout_s)
         return None if answer is None else answer[0]
 
-    @staticmethod
-    def _until_deadline(call: Any, arguments: tuple[Any, ...], timeout_s: float | None) -> Any:
-        """Result of ``call`` as a tuple, or None once ``timeout_s`` has passed. Signals do not shorten the wait."""
+    def _until_deadline(self, call: Any, arguments: tuple[Any, ...], event: int, timeout_s: float | None) -> Any:
+        """Result of ``call`` as a tuple, or None once ``timeout_s`` has passed. Signals do not shorten the wait.
+
+        ``event``: what to poll for while the queue is not ready. Another process may be faster, so it is asked again.
+        """
         deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
-        remaining: float | None = timeout_s
         while True:
             try:
-                return call(*arguments, remaining) or ()
+                return call(*arguments) or ()
             except posix_ipc.BusyError:
-                # The kernel waits on the wall clock, which may have been set forward: trust the monotonic one.
-                if time.monotonic() >= deadline:
-                    return None
+                left_s = deadline - time.monotonic()
             except posix_ipc.SignalError:
-                pass  # a Python handler has run by now; if it raised, we are not here
-            if timeout_s is not None:
-                remaining = max(0.0, deadline - time.monotonic())
+                continue  # a Python handler has run by now; if it raised, we are not here
+            if left_s <= 0:
+                return None
+            watched = select.poll()
+            watched.register(self._queue.mqd, event)
+            watched.poll(None if timeout_s is None else min(math.ceil(left_s * 1000), _LONGEST_POLL_MS))
 
     def close(self) -> None:
         """Close this end. Idempotent."""
@@ -153,9 +170,17 @@ class Queue:
 
 
 def unlink_queue(name: str) -> None:
-    """Remove queue ``name`` if there is one."""
-    with contextlib.suppress(posix_ipc.ExistentialError):
+    """Remove queue ``name`` if there is one.
+
+    Raises:
+        PeerError: it belongs to another user.
+    """
+    try:
         posix_ipc.unlink_message_queue(name)
+    except posix_ipc.ExistentialError:
+        pass
+    except posix_ipc.PermissionsError as error:
+        raise PeerError(f"queue {name} belongs to another user; choose another name, or have it removed") from error
 
 
 def create_control_queue(lab: str) -> Queue:
@@ -178,17 +203,35 @@ def _cannot_create(name: str, max_messages: int, message_bytes: int, error: Exce
     code = getattr(error, "errno", None)
     asked = f"queue {name} of {max_messages} x {message_bytes} bytes"
     if code == errno.ENOSPC:
-        return MachineError(f"{asked}: too many queues; remove some or raise /proc/sys/fs/mqueue/queues_max")
-    if code == errno.EMFILE or "maximum number of files" in str(error):
         return MachineError(
-            f"{asked}: this user's queues are full (the kernel says: too many open files); "
-            "raise ulimit -q (RLIMIT_MSGQUEUE) or ulimit -n, end other guests, or use a smaller --capacity"
+            f"{asked}: this machine has as many queues as it may; remove some, or raise the limit: "
+            "sysctl -w fs.mqueue.queues_max=512"
         )
+    if code == errno.EMFILE or "maximum number of files" in str(error):
+        return _too_many_files(asked, queue_bytes(max_messages, message_bytes))
+    if code == errno.ENFILE or "system limit on the total number" in str(error):
+        return MachineError(f"{asked}: the machine has too many files open; raise /proc/sys/fs/file-max")
     if isinstance(error, ValueError):
         return MachineError(
             f"{asked}: refused by the kernel; see /proc/sys/fs/mqueue/msg_max and msgsize_max, "
             "or use a smaller --capacity"
         )
+    if code == errno.ENOMEM or isinstance(error, MemoryError):
+        return MachineError(f"{asked}: out of memory; free some memory, or use fewer guests")
     if isinstance(error, posix_ipc.PermissionsError):
         return MachineError(f"{asked}: not permitted; does a security module forbid POSIX message queues?")
     return MachineError(f"{asked}: {error}; does this kernel have POSIX message queues (CONFIG_POSIX_MQUEUE)?")
+
+
+def _too_many_files(asked: str, needed_bytes: int) -> MachineError:
+    """The kernel says the same for two limits; whether another file can be opened tells which of them it is."""
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError:
+        return MachineError(f"{asked}: this process has too many files open; raise ulimit -n")
+    limit = resource.getrlimit(resource.RLIMIT_MSGQUEUE)[0]
+    return MachineError(
+        f"{asked}: this user's queues are full (the kernel says: too many open files): it takes {needed_bytes} bytes "
+        f"more of the {limit} that all of them may have; raise ulimit -q (RLIMIT_MSGQUEUE), end other guests, or use a "
+        "smaller --capacity; python -m lab doctor has the figures"
+    )

@@ -19,6 +19,7 @@ import mmap
 import os
 import stat
 import struct
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -26,8 +27,9 @@ from common import faults
 from common.errors import MachineError, NameInUseError, PeerError
 from common.geometry import PAGE_BYTES
 from common.names import SHM_DIR, ram_object
+from common.refusals import refusal, shm_refusal
 
-__all__ = ["GATE_BYTES", "RamObject", "is_kept", "remove_if_dead"]
+__all__ = ["GATE_BYTES", "RamObject", "is_kept", "is_owned", "owned_names", "remove_if_dead"]
 
 GATE_BYTES = PAGE_BYTES
 _WORD = struct.Struct("<Q")
@@ -47,11 +49,12 @@ class RamObject:
         self._map: mmap.mmap | None = None
 
     @classmethod
-    def create(cls, lab: str, guest: str, *, ram_bytes: int, kept: bool = False) -> Self:
+    def create(cls, lab: str, guest: str, *, ram_bytes: int, kept: bool = False, overcommit: bool = False) -> Self:
         """A new object, mode 0600, memory not populated, nothing withdrawn. For the guest.
 
         From now on this process owns the guest's name: what a dead guest of that name left behind is replaced.
         ``kept``: should this process die, nobody but a successor removes its names.
+        ``overcommit``: it may be larger than what is free now, though not than all there is.
 
         Raises:
             NameInUseError: a live process owns the name.
@@ -59,7 +62,7 @@ class RamObject:
         """
         name = ram_object(lab, guest)
         path = SHM_DIR + name
-        free_bytes = _free_bytes()
+        free_bytes = _free_bytes(all_there_is=overcommit)
         if ram_bytes + GATE_BYTES > free_bytes:
             raise _no_space(ram_bytes, free_bytes)
         descriptor = _create_owned(path)
@@ -71,9 +74,7 @@ class RamObject:
         except OSError as error:
             os.close(descriptor)
             os.unlink(path)
-            if error.errno in {errno.ENOSPC, errno.EFBIG, errno.ENOMEM}:
-                raise _no_space(ram_bytes, _free_bytes()) from error
-            raise MachineError(f"cannot create {path}: {error.strerror}") from error
+            raise shm_refusal(f"cannot create {path} of {ram_bytes + GATE_BYTES} bytes", error) from error
         _owned_here.add(_identity(descriptor))
         return cls(name, descriptor, ram_bytes)
 
@@ -154,7 +155,7 @@ class RamObject:
             try:
                 self._map = mmap.mmap(self._descriptor, self.ram_bytes)
             except OSError as error:
-                raise MachineError(f"cannot map {self.ram_bytes} bytes: {error.strerror}; see ulimit -v") from error
+                raise refusal(f"cannot map {self.ram_bytes} bytes", error) from error
         return self._map
 
     def try_gate(self) -> bool:
@@ -219,11 +220,11 @@ class RamObject:
         self.close()
 
 
-def remove_if_dead(path: str) -> bool:
+def remove_if_dead(path: str, before: Callable[[], object] = bool) -> bool:
     """Remove the RAM object at ``path`` (under ``SHM_DIR``) if its owner is gone; True if it is gone now.
 
     The owner's lock is taken for it, so of two that find the same dead object only one removes it, and none removes
-    what a successor has made meanwhile.
+    what a successor has made meanwhile. ``before`` is called with the lock held, to remove what else had that name.
 
     Raises:
         OSError: it is not ours to open or to remove.
@@ -239,10 +240,37 @@ def remove_if_dead(path: str) -> bool:
             return False
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), os.lstat(path)):
+                before()
                 os.unlink(path)
         return True
     finally:
         os.close(descriptor)
+
+
+def is_owned(path: str) -> bool:
+    """Whether a live process, of whatever pid namespace, owns the RAM object at ``path``.
+
+    Raises:
+        OSError: it is not there, or not ours to open.
+    """
+    if _is_ours(path):
+        return True
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        return _lock_of(descriptor)[0] != fcntl.F_UNLCK
+    finally:
+        os.close(descriptor)
+
+
+def owned_names() -> list[tuple[str, str]]:
+    """Lab and guest of each RAM object that this process owns and whose name is still there. Raises nothing."""
+    found = []
+    with contextlib.suppress(OSError):
+        for entry in os.listdir(SHM_DIR):
+            prefix, *name = entry.split(".")
+            if (prefix, *name[2:]) == ("fpr", "ram") and _is_ours(f"{SHM_DIR}/{entry}"):
+                found.append((name[0], name[1]))
+    return found
 
 
 def is_kept(path: str) -> bool:
@@ -293,9 +321,15 @@ def _create_owned(path: str) -> int:
             who = f"process {holder}" if holder else "a live process"
             raise NameInUseError(f"{path} belongs to {who}; choose another --name") from None
         except OSError as error:
-            raise MachineError(f"cannot create {path}: {error.strerror}; is {SHM_DIR} mounted and writable?") from error
+            raise shm_refusal(f"cannot create {path}", error) from error
         faults.reach("ram.created")
-        if _lock(descriptor) and os.path.exists(path) and os.path.samestat(os.fstat(descriptor), os.lstat(path)):
+        try:
+            ours = _lock(descriptor)
+        except OSError as error:
+            os.close(descriptor)
+            os.unlink(path)
+            raise shm_refusal(f"cannot lock {path}", error) from error
+        if ours and os.path.exists(path) and os.path.samestat(os.fstat(descriptor), os.lstat(path)):
             return descriptor
         os.close(descriptor)  # between our open and our lock somebody took it for a dead one's: try again
 
@@ -312,10 +346,16 @@ def _lock(descriptor: int) -> bool:
 
 
 def _lock_holder(descriptor: int) -> int:
-    """Pid of the process that has the owner's lock; 0 if none has, or this one."""
+    """Pid of the process that has the owner's lock; 0 if none has, or this one, or one of another pid namespace."""
+    kind, pid = _lock_of(descriptor)
+    return 0 if kind == fcntl.F_UNLCK else pid
+
+
+def _lock_of(descriptor: int) -> tuple[int, int]:
+    """Kind of the owner's lock (F_UNLCK: nobody else has it) and the pid of who has it."""
     request = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
     kind, _whence, _start, _length, pid = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_GETLK, request))
-    return 0 if kind == fcntl.F_UNLCK else int(pid)
+    return int(kind), int(pid)
 
 
 def _holder_at(path: str) -> int:
@@ -342,8 +382,8 @@ def _identity(descriptor: int) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _free_bytes() -> int:
-    """What shared memory can still take.
+def _free_bytes(*, all_there_is: bool) -> int:
+    """What shared memory can still take, or could if nobody used any.
 
     Raises:
         MachineError: there is no shared memory.
@@ -352,7 +392,7 @@ def _free_bytes() -> int:
         space = os.statvfs(SHM_DIR)
     except OSError as error:
         raise MachineError(f"no shared memory: {SHM_DIR}: {error.strerror}; mount a tmpfs there") from error
-    return space.f_bavail * space.f_frsize
+    return (space.f_blocks if all_there_is else space.f_bavail) * space.f_frsize
 
 
 def _no_space(ram_bytes: int, free_bytes: int) -> MachineError:

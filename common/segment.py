@@ -10,16 +10,17 @@ import contextlib
 import errno
 import mmap
 import os
+import signal
 import stat
 from typing import Any
 
 import numpy as np
-import posix_ipc
 
 from common import faults, layout
-from common.errors import MachineError, NameInUseError, SegmentError
+from common.errors import NameInUseError, SegmentError
 from common.geometry import MAX_PAGES, MIN_MEMORY_BYTES, PAGE_SHIFT, PAGEBLOCK_PAGES
 from common.names import SHM_DIR
+from common.refusals import refusal, shm_refusal
 
 _RESERVED_BYTES = 256 << 20
 
@@ -34,35 +35,42 @@ def open_object(name: str, *, create_bytes: int = 0) -> int:
         SegmentError: it is to be opened and does not exist, or is not ours.
         MachineError: permission or space.
     """
+    creating = os.O_CREAT | os.O_EXCL if create_bytes else 0
     try:
-        if not create_bytes:
-            descriptor = posix_ipc.SharedMemory(name).fd
-            try:
-                check_ownership(descriptor, name)
-            except SegmentError:
-                os.close(descriptor)
-                raise
-            return int(descriptor)
-        descriptor = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=0o600).fd
-        faults.reach("segment.created")
-    except posix_ipc.ExistentialError as error:
+        # What shm_open(3) does on Linux. O_NONBLOCK: a FIFO in its place must not make us wait.
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | creating
+        descriptor = os.open(SHM_DIR + name, flags, 0o600)
+    except FileExistsError as error:
+        raise NameInUseError(f"{name}: exists already; choose another name, or remove {SHM_DIR}{name}") from error
+    except FileNotFoundError as error:
         if create_bytes:
-            raise NameInUseError(f"{name}: exists already; choose another name, or remove /dev/shm{name}") from error
+            raise shm_refusal(name, error) from error
         raise SegmentError(f"{name}: no such shared-memory object; is its guest running?") from error
-    except (posix_ipc.PermissionsError, OSError) as error:
-        raise MachineError(f"{name}: {error}; /dev/shm must be mounted and writable for this user") from error
-    try:
-        _reserve(descriptor, create_bytes)
-        faults.reach("segment.sized")
     except OSError as error:
+        raise shm_refusal(name, error) from error
+    try:
+        if create_bytes:
+            faults.reach("segment.created")
+            os.fchmod(descriptor, 0o600)  # whatever the umask took away
+            _reserve(descriptor, create_bytes)
+            faults.reach("segment.sized")
+        else:
+            check_ownership(descriptor, name)
+    except BaseException as error:
         os.close(descriptor)
-        unlink_object(name)
-        raise MachineError(f"{name}: {create_bytes} bytes: {error}; enlarge /dev/shm or use less memory") from error
-    return int(descriptor)
+        if create_bytes:
+            unlink_object(name)
+        if isinstance(error, OSError):
+            raise shm_refusal(f"{name}: {create_bytes} bytes", error) from error
+        raise
+    return descriptor
 
 
 def _reserve(descriptor: int, size_bytes: int) -> None:
     """Give the object its size, and its pages where they are few: a touch that finds no page left is a SIGBUS.
+
+    The kernel gives up an allocation at a signal and takes back what it had (shmem_fallocate), so that signals in
+    quick succession would keep it from ever coming to an end: they wait here.
 
     Raises:
         OSError: no space.
@@ -71,7 +79,11 @@ def _reserve(descriptor: int, size_bytes: int) -> None:
     if size_bytes > space.f_bavail * space.f_frsize:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if size_bytes <= _RESERVED_BYTES:
-        os.posix_fallocate(descriptor, 0, size_bytes)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            os.posix_fallocate(descriptor, 0, size_bytes)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
     else:
         os.ftruncate(descriptor, size_bytes)
 
@@ -96,9 +108,9 @@ def _identity(descriptor: int) -> tuple[int, int]:
 
 
 def unlink_object(name: str) -> None:
-    """Remove the name if it is there; mappings live on until they are dropped."""
-    with contextlib.suppress(posix_ipc.ExistentialError):
-        posix_ipc.unlink_shared_memory(name)
+    """Remove the name if it is there; mappings live on until they are dropped. Raises ``OSError``: not ours."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(SHM_DIR + name)
 
 
 def check_header(header: np.ndarray, size_bytes: int, name: str) -> None:
@@ -147,7 +159,7 @@ class Segment:
             return cls(name, mmap.mmap(descriptor, total_bytes), writable=True, identity=_identity(descriptor))
         except OSError as error:
             unlink_object(name)
-            raise MachineError(f"{name}: cannot map {total_bytes} bytes: {error}") from error
+            raise refusal(f"{name}: cannot map {total_bytes} bytes", error) from error
         finally:
             os.close(descriptor)
 
@@ -157,7 +169,7 @@ class Segment:
         try:
             private = mmap.mmap(-1, total_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         except OSError as error:
-            raise MachineError(f"cannot map {total_bytes} bytes: {error}") from error
+            raise refusal(f"cannot map {total_bytes} bytes", error) from error
         return cls("", private, writable=True)
 
     @classmethod
@@ -172,7 +184,7 @@ class Segment:
             mapping = mmap.mmap(descriptor, size, access=access)
             segment = cls(name, mapping, writable=writable, identity=_identity(descriptor))
         except OSError as error:
-            raise MachineError(f"{name}: cannot map: {error}") from error
+            raise refusal(f"{name}: cannot map", error) from error
         finally:
             os.close(descriptor)
         try:

@@ -150,6 +150,9 @@ class _MachineSettings(_RunSettings):
     )
     vcpus: int = _integer("vcpus", 2, 1, 64, "vCPU threads of a guest")
     backend: str = _choice("backend", BACKENDS, "real memory, or a model of it without RAM")
+    overcommit: bool = switch(
+        "overcommit", default=False, help="start even if all guests together may use more than /dev/shm has left"
+    )
     policy: str = _choice("policy", POLICIES, "reporting policy")
     min_order: int = _integer("min-order", 9, 0, TOP_ORDER, "smallest order that is reported")  # pageblock_order
     delay_ns: int | None = _duration("delay", None, "wait between request and run", unset=_OF_THE_POLICY)

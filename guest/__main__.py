@@ -1,6 +1,13 @@
 """``python -m guest``."""
 
-from guest.cli import main
+from common.interrupts import run_program
+
+
+def _main() -> int:
+    from guest.cli import main
+
+    return main()
+
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_program(_main)

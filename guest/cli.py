@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -36,16 +37,20 @@ def _run(arguments: list[str] | None) -> int:
     settings = load(GuestSettings, namespace)
     if settings.json:
         check_output(settings.json, force=settings.force)
+    stop = _Stop()
     if namespace.warm_up:
         return _warm_up()
 
     if settings.join:
-        return _join(settings)
+        return _join(settings, stop)
+    from guest.buserror import catch_bus_errors
     from guest.machine import Machine
     from guest.view import open_view
+    from guest.warmup import load_kernels
 
-    stop = _Stop()  # before the machine is built: a signal then sets a flag and cannot tear a half-built one apart
-    with Machine(settings) as machine:
+    load_kernels(settings.workload, settings.policy)  # seconds, minutes with an empty cache: Ctrl-C ends it at once
+    stop.hold()
+    with catch_bus_errors(), Machine(settings) as machine:
         stop.end(machine.ended)
         with open_view(machine, quiet=settings.quiet, period_s=_VIEW_PERIOD_S):
             machine.wait(settings.duration_s)
@@ -59,12 +64,13 @@ def _run(arguments: list[str] | None) -> int:
     return EXIT_INTERRUPTED if stop.interrupted else EXIT_OK
 
 
-def _join(settings: GuestSettings) -> int:
+def _join(settings: GuestSettings, stop: _Stop) -> int:
     """One more process of a running guest, to its end."""
+    from guest.buserror import catch_bus_errors
     from guest.joined import Joined
 
-    stop = _Stop()
-    with Joined(settings) as joined:
+    stop.hold()
+    with catch_bus_errors(), Joined(settings) as joined:
         stop.end(joined.ended)
         joined.wait(settings.duration_s)
         joined.stop()
@@ -76,14 +82,22 @@ def _join(settings: GuestSettings) -> int:
 
 
 class _Stop:
-    """SIGINT, SIGTERM and SIGHUP as flags, and the event to set once there is one."""
+    """SIGINT, SIGTERM and SIGHUP: end the process as long as it has made nothing, and are flags from ``hold`` on.
+
+    A flag cannot tear a half-built machine apart. ``end`` names the event to set once there is one.
+    """
 
     def __init__(self) -> None:
         self.interrupted = False
+        self._holding = False
         self._asked = False
         self._event: threading.Event | None = None
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._handle)
+
+    def hold(self) -> None:
+        """From now on there is something to take apart in order."""
+        self._holding = True
 
     def end(self, event: threading.Event) -> None:
         """Set ``event`` at a signal; at once if one has come already."""
@@ -92,6 +106,8 @@ class _Stop:
             event.set()
 
     def _handle(self, number: int, _frame: object) -> None:
+        if not self._holding:
+            os._exit(128 + number)
         self._asked = True
         self.interrupted |= number == signal.SIGINT
         if self._event is not None:

@@ -16,6 +16,7 @@ import numpy as np
 from common import faults, messages, names
 from common.errors import InvariantViolation, MachineError, UsageError
 from common.geometry import PAGE_BYTES
+from common.promises import check_promises
 from common.queues import unlink_queue
 from common.ramobject import RamObject
 from common.segment import unlink_object
@@ -137,8 +138,12 @@ class Machine:
         """A new guest's objects. The RAM object first: who has made it owns the guest's name until the process ends."""
         settings = self.settings
         ram_bytes = settings.memory if settings.backend == "shared" else 0
-        self.ram = RamObject.create(self.lab, self.name, ram_bytes=ram_bytes, kept=settings.keep)
+        self.ram = RamObject.create(
+            self.lab, self.name, ram_bytes=ram_bytes, kept=settings.keep, overcommit=settings.overcommit
+        )
         self._close.callback(self._close_ram)
+        if ram_bytes and not settings.overcommit:
+            check_promises(self.ram)
         remove_leftovers(self.lab, self.name)
         self.zone = Zone.create(self.lab, self.name, settings=self._zone_settings(ram_bytes))
         self._close.callback(self.zone.unlink)

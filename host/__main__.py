@@ -1,10 +1,13 @@
 """``python -m host``."""
 
-from __future__ import annotations
+from common.interrupts import run_program
 
-import sys
 
-from host.cli import main
+def _main() -> int:
+    from host.cli import main
+
+    return main()
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(_main)

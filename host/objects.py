@@ -48,7 +48,7 @@ class Identities:
                 faults.reach("host.removing")
         for name, identity in ((report_queue, self.report), (ack_queue, self.ack)):
             if identity is not None and queue_identity(name(self.lab, self.guest)) == identity:
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(LabError, OSError):
                     unlink_queue(name(self.lab, self.guest))
 
 

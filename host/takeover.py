@@ -15,14 +15,15 @@ from types import TracebackType
 from typing import Self
 
 from common import faults
-from common.errors import LabError, MachineError, NameInUseError
+from common.errors import LabError, NameInUseError
 from common.messages import Announce, encode
 from common.names import SHM_DIR, ack_queue, control_queue, guests_in_shm, ram_object, report_queue, zone_object
 from common.queues import Queue, create_control_queue, unlink_queue
 from common.ramobject import is_kept, remove_if_dead
+from common.refusals import shm_refusal
 from host.objects import unlink_shared_memory
 
-__all__ = ["LabName", "announce", "lock_object"]
+__all__ = ["LabName", "announce", "lock_object", "remove_dead_host"]
 
 # A guest makes its RAM object, locks it, and only then gives it a size. One without a size this old is dead too.
 _ORPHAN_AGE_S = 2.0
@@ -83,7 +84,7 @@ def _take_lock(lab: str) -> int:
         try:
             descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
-            raise MachineError(f"cannot open {path}: {error.strerror}; is {SHM_DIR} mounted and writable?") from error
+            raise shm_refusal(f"cannot open {path}", error) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -92,10 +93,42 @@ def _take_lock(lab: str) -> int:
             raise NameInUseError(f"name: {lab!r} has a host already (pid {holder}); choose another --name") from None
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+                _sign(descriptor, lab)
                 return descriptor
         os.close(descriptor)  # its last holder removed the name between our open and our lock
+
+
+def _sign(descriptor: int, lab: str) -> None:
+    """Write our pid into the lock object, for people. A full disk costs a host its name, and leaves none behind."""
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    except OSError as error:
+        unlink_shared_memory(lock_object(lab))
+        os.close(descriptor)
+        raise shm_refusal(f"cannot write {SHM_DIR}{lock_object(lab)}", error) from error
+
+
+def remove_dead_host(lab: str) -> bool:
+    """Remove the names of a host that is gone, as the next host of that name would; False if it lives.
+
+    Raises:
+        OSError: they are not ours, or there is no room for the lock.
+        LabError: the control queue belongs to another user.
+    """
+    path = SHM_DIR + lock_object(lab)
+    descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(descriptor), os.stat(path)):
+            return False  # its last holder removed the name between our open and our lock
+        unlink_queue(control_queue(lab))
+        unlink_shared_memory(lock_object(lab))
+    except (BlockingIOError, FileNotFoundError):
+        return False
+    finally:
+        os.close(descriptor)
+    return True
 
 
 def announce(lab: str) -> int:
@@ -135,6 +168,6 @@ def _remove_dead_guest(lab: str, guest: str) -> bool:
         return False
     unlink_shared_memory(zone_object(lab, guest))
     for queue in (report_queue(lab, guest), ack_queue(lab, guest)):
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(LabError, OSError):
             unlink_queue(queue)
     return True

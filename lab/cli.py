@@ -21,6 +21,7 @@ COMMANDS = {
     "calibrate": ("lab.commands.calibrate", "measure what virtual time charges on this machine"),
     "show": ("lab.commands.show", "settle one of five arguments: measure, a table, a picture"),
     "import": ("lab.commands.import_trace", "read a trace of your own kernel into columns, and say how sound it is"),
+    "doctor": ("lab.commands.doctor", "what this machine allows, whether it suffices, and the command that mends it"),
     "record": ("lab.commands.record", "how to record such a trace in a guest"),
     "replay": ("lab.commands.replay", "replay such a trace under any policy, and compare with what the guest did"),
     "advise": ("lab.commands.advise", "which settings to take for such a trace: what they return, and what they cost"),

@@ -13,21 +13,18 @@ import select
 import time
 from typing import Any, Self
 
-from common.errors import LabError, MachineError, NameInUseError, UsageError
+from common.errors import LabError, NameInUseError, UsageError
 from common.names import SHM_DIR, check_name, guests_in_shm
+from common.refusals import shm_refusal
 from host.accounting import Counters
 from host.objects import unlink_shared_memory
 from host.proof import best_proof
 from lab.shared_host.attached import AttachedGuest, NotYetError, OpenGuest
+from lab.shared_host.names import lock_object
 
 __all__ = ["SharedHost", "lock_object"]
 
 _LOOK_MS = 250
-
-
-def lock_object(lab: str) -> str:
-    """Shared memory: held by the live host of this kind. It cannot be a guest's: those have one part more."""
-    return f"/fpr.{lab}.shared-host"
 
 
 class SharedHost:
@@ -166,7 +163,7 @@ def _take_lock(lab: str) -> int:
         try:
             descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
-            raise MachineError(f"cannot open {path}: {error.strerror}; is {SHM_DIR} mounted and writable?") from error
+            raise shm_refusal(f"cannot open {path}", error) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

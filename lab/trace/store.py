@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator
 from typing import Any, Self
 
@@ -14,6 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.errors import UsageError
+from common.parts import Part
+from common.refusals import refusal
 from lab.trace.columns import DTYPES, NO_TEXT, Columns
 from lab.trace.events import PAGE_BYTES, Event
 
@@ -30,23 +31,27 @@ _SCHEMA = pa.schema([*(pa.field(name, pa.from_numpy_dtype(np.dtype(dtype)), null
 
 
 class TraceWriter:
-    """Writes a trace beside its name and renames it when everything is there.
+    """Writes a trace that gets its name when everything is there, see ``common.parts``.
 
     Use as a context manager: leaving it by an exception, or without ``finish``, leaves no file.
+
+    Raises:
+        MachineError: space, quota or permissions; from ``write`` and ``finish`` too.
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._target = os.path.realpath(path)
-        self._part = f"{self._target}.{os.getpid()}-{os.urandom(4).hex()}.part"
         self._waiting: list[Columns] = []
         self._rows = 0
-        self._finished = False
         self._writer: Any = None
+        try:
+            self._part = Part(path)
+        except OSError as error:
+            raise refusal(path, error) from error
 
     def __enter__(self) -> Self:
         self._writer = pq.ParquetWriter(
-            self._part,
+            self._part.stream,
             _SCHEMA,
             compression="zstd",
             compression_level=_LEVEL,
@@ -59,9 +64,7 @@ class TraceWriter:
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(Exception):  # what went wrong is on its way already
             self._writer.close()
-        if not self._finished:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._part)
+        self._part.close()
 
     def write(self, rows: Columns) -> None:
         """Take some events, behind those before."""
@@ -72,7 +75,10 @@ class TraceWriter:
 
     def _flush(self) -> None:
         if self._rows:
-            self._writer.write_table(_table(Columns.joined(self._waiting)), row_group_size=_GROUP_ROWS)
+            try:
+                self._writer.write_table(_table(Columns.joined(self._waiting)), row_group_size=_GROUP_ROWS)
+            except OSError as error:
+                raise refusal(self.path, error) from error
         self._waiting, self._rows = [], 0
 
     def finish(self, metadata: dict[str, Any]) -> int:
@@ -85,11 +91,11 @@ class TraceWriter:
             **metadata,
         }
         self._writer.add_key_value_metadata({_KEY: json.dumps(described, allow_nan=False)})
-        self._writer.close()
-        size = os.stat(self._part).st_size
-        os.replace(self._part, self._target)
-        self._finished = True
-        return size
+        try:
+            self._writer.close()
+            return self._part.finish()
+        except OSError as error:
+            raise refusal(self.path, error) from error
 
 
 def _table(rows: Columns) -> pa.Table:

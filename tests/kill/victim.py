@@ -94,10 +94,10 @@ class Victim:
             self.zone.free(pfn, order, cpu=self.cpu)
 
     def move_pageblocks(self) -> None:
-        pageblock = self.random.randrange(self.zone.n_pages >> PAGEBLOCK_ORDER)
-        self.zone.isolate(pageblock)
-        self.zone.unisolate(pageblock)
-        self.zone.set_pageblock_migratetype(pageblock, self.random.choice(TYPES))
+        for pageblock in self.random.sample(range(self.zone.n_pages >> PAGEBLOCK_ORDER), 4):
+            self.zone.isolate(pageblock)
+            self.zone.unisolate(pageblock)
+            self.zone.set_pageblock_migratetype(pageblock, self.random.choice(TYPES))
 
     def report_under(self, policy: str) -> None:
         assert register_device(self.zone.address, os.getpid(), self.zone.device_pid()) == 0

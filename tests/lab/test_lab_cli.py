@@ -46,7 +46,9 @@ def test_help_names_every_command_and_loads_none() -> None:
     assert not modules & HEAVY
 
 
-@pytest.mark.parametrize(("command", "flag"), [("compare", "--policies"), ("report", "--out"), ("soak", "--for")])
+@pytest.mark.parametrize(
+    ("command", "flag"), [("compare", "--policies"), ("report", "--out"), ("doctor", "--clean"), ("soak", "--for")]
+)
 def test_help_of_a_command_is_light(command: str, flag: str) -> None:
     code, modules, out, err = run_lab(command, "--help")
     assert (code, err) == (0, "")

@@ -6,6 +6,8 @@ import contextlib
 import gzip
 import io
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -375,3 +377,17 @@ def test_memory_does_not_grow_with_the_trace(tmp_path: Path) -> None:
         assert child.returncode == 0
         peaks.append(int(out.split()[-1]) << 10)
     assert peaks[1] - peaks[0] < 192 << 20, peaks
+
+
+def test_an_import_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
+    program = (
+        "import os, signal, sys\n"
+        "from lab.trace.columns import Columns\n"
+        "from lab.trace.store import TraceWriter\n"
+        "with TraceWriter(sys.argv[1]) as writer:\n"
+        "    writer.write(Columns.empty(1 << 20))\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "trace.parquet")], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert os.listdir(tmp_path) == []

@@ -27,7 +27,9 @@ EAGER = ("--memory", "32MiB", "--vcpus", "1", "--delay", "0", "--high-water-mark
 
 
 class Process:
-    """One command, its streams and its JSON in files."""
+    """One command, its streams and its JSON in files. ``runner``: a module that runs those of the test."""
+
+    runner: tuple[str, ...] = ()
 
     def __init__(self, folder: Path, label: str, arguments: list[str]) -> None:
         self.label = label
@@ -35,7 +37,11 @@ class Process:
         self._out, self._err = folder / f"{label}.out", folder / f"{label}.err"
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", *arguments], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=out, stderr=err
+                [sys.executable, "-m", *self.runner, *arguments],
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
             )
 
     @property
