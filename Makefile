@@ -1,6 +1,6 @@
 # Every target makes its own virtual environment from the pinned versions; nothing has to be installed before.
 #   make PYTHON=/path/to/python3.12 test     another interpreter for the environment
-#   make demo DEMO_FLAGS="--guests 4"        flags for run_demo.py (likewise TEST_, STRESS_, SOAK_ and BENCH_FLAGS)
+#   make demo DEMO_FLAGS="--guests 4"        flags for run_demo.py; each target has its own: TEST_FLAGS, STRESS_FLAGS ...
 
 PYTHON ?= python3
 DEMO_FLAGS ?=
@@ -8,11 +8,15 @@ TEST_FLAGS ?=
 STRESS_FLAGS ?=
 SOAK_FLAGS ?=
 BENCH_FLAGS ?=
+EXPLORE_FLAGS ?=
+CHAOS_FLAGS ?=
+FUZZ_FLAGS ?=
 
 VENV := .venv
 RUN := $(VENV)/bin/python
 LOCKED := $(VENV)/.locked
 READY := $(VENV)/.ready
+FUZZ_READY := $(VENV)/.fuzz
 
 # One more worker than there are processors, since many tests wait (tests/conftest.py has the number, and which tests
 # share a worker). A worker that dies, as it does at a test's time limit, ends the run. TEST_FLAGS="-n 0": one process.
@@ -26,7 +30,7 @@ WRAPS := -W "ignore:overflow encountered:RuntimeWarning"
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-compiled test-allocator stress soak lint bench clean
+.PHONY: help demo test test-compiled test-allocator stress chaos explore fuzz soak lint bench clean
 
 help: ## this text
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,7 +42,7 @@ test: $(READY) ## every test but the long ones, then the allocator's without the
 	@$(MAKE) --no-print-directory --jobs=2 test-compiled test-allocator
 
 # With nothing compiled yet, one processor compiles the kernels that processes start with, once, before the workers need
-# them, while the other one does what the allocator's tests need with bounds checks: the two have caches of their own.
+# them, while the other one compiles what the allocator's tests need with bounds checks: each kind has a cache of its own.
 # Their output would mix: that of the second half is kept and shown when it has ended.
 test-compiled: $(READY)
 	$(RUN) -m guest --warm-up
@@ -52,6 +56,15 @@ test-allocator: $(READY)
 
 stress: $(READY) ## the long concurrency tests
 	$(RUN) -m pytest -m stress $(STRESS_FLAGS)
+
+chaos: $(READY) ## a thousand processes killed at random moments, and what is lost by it
+	$(RUN) -m lab chaos $(CHAOS_FLAGS)
+
+explore: $(READY) ## every interleaving on a small zone: each policy for five minutes
+	$(RUN) -m lab explore --policy all $(EXPLORE_FLAGS)
+
+fuzz: $(FUZZ_READY) ## decoder, host and guest under coverage-guided fuzzing, then a million wrong messages
+	$(RUN) -m tests.fuzz $(FUZZ_FLAGS)
 
 soak: $(READY) ## an hour of everything at once, memory of every process looked at (SOAK_FLAGS="--for 10m": less)
 	$(RUN) -m lab soak $(SOAK_FLAGS)
@@ -77,6 +90,11 @@ $(LOCKED): requirements/locked.txt
 	  echo "error: $(PYTHON) lacks the venv module; install it (Debian, Ubuntu: apt install python3-venv) and try again" >&2; exit 3; }
 	"$(PYTHON)" -m venv --clear $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements/locked.txt
+	@touch $@
+
+# Apart from the rest: nothing else needs it, and there is not one for every Python.
+$(FUZZ_READY): requirements/fuzz.txt $(READY)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements/fuzz.txt
 	@touch $@
 
 $(READY): $(LOCKED) pyproject.toml

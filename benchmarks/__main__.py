@@ -13,7 +13,7 @@ from common.output import check_output, write_json
 if TYPE_CHECKING:  # NumPy comes with it, and --help must answer in 0.3 s
     from benchmarks.rows import Row
 
-NAMES = ("allocator", "holds", "page-fault", "discard", "returned", "virtual", "trace", "replay")
+NAMES = ("allocator", "holds", "page-fault", "discard", "returned", "neighbour", "virtual", "trace", "replay")
 _ROUNDS = 7
 
 
@@ -49,7 +49,7 @@ def _run() -> int:
 
 
 def _suites() -> dict[str, Callable[[int], Iterator[Row]]]:
-    from benchmarks import allocator, discard, holds, page_fault, replay, returned, trace, virtual
+    from benchmarks import allocator, discard, holds, neighbour, page_fault, replay, returned, trace, virtual
     from guest.warmup import warm_up
 
     warm_up()
@@ -59,6 +59,7 @@ def _suites() -> dict[str, Callable[[int], Iterator[Row]]]:
         "page-fault": page_fault.run,
         "discard": discard.run,
         "returned": returned.run,
+        "neighbour": neighbour.run,
         "virtual": virtual.run,
         "trace": trace.run,
         "replay": replay.run,

@@ -59,6 +59,7 @@ POINTS: dict[str, str] = {
     "isolate.typed": "a pageblock is isolated, its free blocks are on the lists of its old type",
     "unisolate.typed": "a pageblock has its old type, its free blocks are on the lists of ISOLATE",
     "steal.typed": "a pageblock was claimed, its free blocks are on the lists of its old type",
+    "split-top.listed": "a block of the top order is two, and nothing was done with either",
     "requeue.taken": "a whole free pageblock is off its list, on its way to another",
     # guest/allocator/held.py
     "release.interior": "a block is no longer held, and not free",

@@ -204,10 +204,10 @@ LAYOUT_VERSION = 6
 LINE_WORDS = 8  # a 64-byte cache line in int64 words
 
 N_FREE_LISTS = N_ORDERS * N_MIGRATETYPES
-PCP_LOW_ORDERS = 4  # orders 0..PAGE_ALLOC_COSTLY_ORDER have per-CPU lists
+PCP_LOW_ORDERS = min(4, PAGEBLOCK_ORDER)  # orders 0..PAGE_ALLOC_COSTLY_ORDER have per-CPU lists, below a pageblock
 N_PCP_LISTS = PCP_LOW_ORDERS * PCP_MIGRATETYPES + 2  # NR_PCP_LISTS: and two of pageblock order, movable and not
 # Nodes set aside for list heads, eight to a cache line, so that no two CPUs' heads share one.
-FREE_HEAD_NODES = -(-N_FREE_LISTS // 8) * 8
+FREE_HEAD_NODES = -(-(N_FREE_LISTS + 1) // 8) * 8  # and that of the held blocks
 PCP_HEAD_NODES = -(-N_PCP_LISTS // 8) * 8
 
 N_POLICY_WORDS = 16
@@ -223,7 +223,16 @@ ANSWERED = 2  # it is there
 REFUSED = 3  # it is not, and will not be
 
 _line = (LINE_WORDS,)
-HEADER_DTYPE = np.dtype(
+
+
+def _whole_lines(fields: list[Any]) -> np.dtype[Any]:
+    """The fields in this order, packed, with padding up to a cache line: what lies behind starts on one."""
+    words = np.dtype(fields).itemsize // 8
+    padding = -words % LINE_WORDS
+    return np.dtype([*fields, ("padding", "<i8", (padding,))] if padding else fields)
+
+
+HEADER_DTYPE = _whole_lines(
     [
         # Written once at creation.
         ("magic", "<i8"),
@@ -314,8 +323,7 @@ HEADER_DTYPE = np.dtype(
         # Journal of one record, by the reporter alone: the block whose pages are being marked as returned.
         ("settling", "<i8"),  # its pfn + 1; 0: none
         ("settled_pages", "<i8"),  # what returned_pages is when it is done
-    ],
-    align=False,
+    ]
 )
 
 CPU_DTYPE = np.dtype(

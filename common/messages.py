@@ -22,6 +22,7 @@ from common.names import check_name
 
 __all__ = [
     "ACK_MSG_BYTES",
+    "BLOCK_BYTES",
     "CMD_DONE",
     "CMD_FIRST_RUN",
     "CMD_STOP",
@@ -67,7 +68,7 @@ MAX_COMMAND = (1 << 32) - 1
 
 _PFN_BITS = 28
 _PFN_MASK = (1 << _PFN_BITS) - 1
-_WORD_BYTES = 4
+BLOCK_BYTES = 4  # of a report
 _MAX_FIELDS = 11  # version, type and the nine fields of Hello
 
 BackendName: TypeAlias = Literal["shared", "model"]
@@ -226,8 +227,8 @@ def _reason(value: Any) -> str:
 
 
 def _blocks(value: Any) -> bytes:
-    if type(value) is not bytes or len(value) % _WORD_BYTES or not 1 <= len(value) // _WORD_BYTES <= MAX_CAPACITY:
-        raise MessageError(f"expected 1 to {MAX_CAPACITY} blocks of {_WORD_BYTES} bytes")
+    if type(value) is not bytes or len(value) % BLOCK_BYTES or not 1 <= len(value) // BLOCK_BYTES <= MAX_CAPACITY:
+        raise MessageError(f"expected 1 to {MAX_CAPACITY} blocks of {BLOCK_BYTES} bytes")
     return value
 
 
@@ -316,7 +317,7 @@ def decode(data: bytes) -> Message:
             max_map_len=0,
             max_ext_len=0,
             max_str_len=MAX_REASON_CHARS,
-            max_bin_len=_WORD_BYTES * MAX_CAPACITY,
+            max_bin_len=BLOCK_BYTES * MAX_CAPACITY,
         )
     except (ValueError, TypeError, OverflowError, msgpack.UnpackException) as error:
         raise MessageError(f"not a message: {error}") from error
@@ -334,7 +335,7 @@ def decode(data: bytes) -> Message:
 
 def report_msg_bytes(capacity: int) -> int:
     """Size of a report queue's messages for batches of ``capacity`` blocks: the envelope takes at most 33 bytes."""
-    return 64 + _WORD_BYTES * capacity
+    return 64 + BLOCK_BYTES * capacity
 
 
 def pack_blocks(pfns: Int64Array, orders: Int64Array) -> bytes:

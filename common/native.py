@@ -32,6 +32,7 @@ from numba import types as _types
 from numba.extending import intrinsic as _intrinsic
 
 from common import faults
+from common.geometry import DEFAULT_PAGEBLOCK_ORDER, PAGEBLOCK_ORDER
 
 __all__ = [
     "JIT",
@@ -85,6 +86,8 @@ def _cache_folder(packages: tuple[str, ...]) -> Path:
     """Folder for the compiled kernels of these packages, named after the hash of every source that takes part."""
     root = Path(__file__).resolve().parents[1]
     key = f"{numba.__version__} {numba.config.BOUNDSCHECK} {faults.IN_KERNELS} {_HAS_CLOCKWAIT} {root}"
+    if PAGEBLOCK_ORDER != DEFAULT_PAGEBLOCK_ORDER:  # what the environment makes of a constant
+        key += f" {PAGEBLOCK_ORDER}"
     digest = hashlib.sha256(key.encode())
     for folder in packages:
         for source in sorted((root / folder).rglob("*.py")):

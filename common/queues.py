@@ -109,6 +109,11 @@ class Queue:
             raise PeerError(f"queue {name} must be owned by user {os.geteuid()} with mode 0600")
         return cls(name, queue)
 
+    @property
+    def waiting(self) -> int:
+        """Messages in the queue now."""
+        return int(self._queue.current_messages)
+
     def fileno(self) -> int:
         """Descriptor, for a selector."""
         return int(self._queue.mqd)
@@ -125,6 +130,21 @@ class Queue:
         ``timeout_s``: None waits for ever, 0 does not wait. False: it was full until then.
         """
         return self._until_deadline(self._queue.send, (data,), select.POLLOUT, timeout_s) is not None
+
+    def stand_in_line(self, data: bytes, timeout_s: float) -> bool:
+        """As ``send``, but wait in the kernel, which lets those who wait there in in the order in which they came.
+
+        Who merely polls never finds a place free while somebody else waits. The kernel waits on the wall clock, so the
+        wait may end early or late by what that is set meanwhile; so may a signal end it early.
+        """
+        try:
+            self._queue.block = True
+            self._queue.send(data, timeout_s)
+        except (posix_ipc.BusyError, posix_ipc.SignalError):
+            return False
+        finally:
+            self._queue.block = False
+        return True
 
     def receive(self, timeout_s: float | None) -> bytes | None:
         """The oldest message. ``timeout_s`` as in ``send``; None: it was empty until then."""
@@ -143,7 +163,9 @@ class Queue:
             except posix_ipc.BusyError:
                 left_s = deadline - time.monotonic()
             except posix_ipc.SignalError:
-                continue  # a Python handler has run by now; if it raised, we are not here
+                # A Python handler has run by now. KeyboardInterrupt alone would have got through: what else a handler
+                # raises posix_ipc replaces by this, so a handler that is to end something must note it.
+                continue
             if left_s <= 0:
                 return None
             watched = select.poll()
@@ -173,14 +195,14 @@ def unlink_queue(name: str) -> None:
     """Remove queue ``name`` if there is one.
 
     Raises:
-        PeerError: it belongs to another user.
+        NameInUseError: it is another user's.
     """
     try:
         posix_ipc.unlink_message_queue(name)
     except posix_ipc.ExistentialError:
         pass
     except posix_ipc.PermissionsError as error:
-        raise PeerError(f"queue {name} belongs to another user; choose another name, or have it removed") from error
+        raise NameInUseError(f"queue {name} belongs to another user; choose another --name") from error
 
 
 def create_control_queue(lab: str) -> Queue:

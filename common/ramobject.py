@@ -2,12 +2,18 @@
 
 The guest creates and maps it. The host works on the descriptor alone, so a guest that shrinks the object or scribbles
 over it harms only itself. Layout: ``ram_bytes`` of memory (0 for the ``model`` backend), then one page, always
-populated, of little-endian u64: ``withdrawn_seq``, and ``kept``, 1 if the guest's names outlive its process.
+populated, of little-endian u64: ``withdrawn_seq``, and ``kept``, 1 if the guest's names outlive its process. From byte
+64 of that page on stands what the guest says of itself, its hello as it is sent. A hello can be sent by anybody and
+names a guest; only who has that guest's object can have written it there. So the host believes a hello that stands in
+the named guest's gate page, and no other.
 
 The gate: every report with ``seq <= withdrawn_seq`` must not be discarded. Both sides look at that word, and the host
 discards, only while they hold ``flock`` on their own open of the object. So a host that was stopped between receive and
 discard can never punch a page which the guest has meanwhile taken back and used; and a guest that does not get the lock
 knows that a discard is under way. The kernel drops the lock of a process that dies.
+
+The owner: who made the object holds a record lock on it while it lives. Whoever wants to remove what a dead guest left
+takes that lock first, so that nobody can make the name anew in the meantime.
 """
 
 from __future__ import annotations
@@ -19,7 +25,7 @@ import mmap
 import os
 import stat
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Self
 
@@ -29,9 +35,19 @@ from common.geometry import PAGE_BYTES
 from common.names import SHM_DIR, ram_object
 from common.refusals import refusal, shm_refusal
 
-__all__ = ["GATE_BYTES", "RamObject", "is_kept", "is_owned", "owned_names", "remove_if_dead"]
+__all__ = [
+    "GATE_BYTES",
+    "RamObject",
+    "dead_object",
+    "has_said",
+    "is_kept",
+    "is_owned",
+    "owned_names",
+    "remove_if_dead",
+]
 
 GATE_BYTES = PAGE_BYTES
+_SAID_OFFSET = 64
 _WORD = struct.Struct("<Q")
 _KEPT_OFFSET = _WORD.size
 # Reports of one guest process, at most: what a successor gives up of those that it knows nothing of.
@@ -40,12 +56,15 @@ _STAT_BLOCK_BYTES = 512  # unit of st_blocks, stat(2)
 
 
 class RamObject:
-    """An open RAM object of ``ram_bytes`` bytes of memory."""
+    """An open RAM object of ``ram_bytes`` bytes of memory. ``owned``: this process has the owner's lock on it."""
 
-    def __init__(self, name: str, descriptor: int, ram_bytes: int) -> None:
+    def __init__(self, name: str, descriptor: int, ram_bytes: int, *, owned: bool = False) -> None:
         self.name = name
         self.ram_bytes = ram_bytes
         self._descriptor = descriptor
+        self._owned = _identity(descriptor) if owned else None
+        if self._owned is not None:
+            _owned_here.add(self._owned)
         self._map: mmap.mmap | None = None
 
     @classmethod
@@ -75,8 +94,7 @@ class RamObject:
             os.close(descriptor)
             os.unlink(path)
             raise shm_refusal(f"cannot create {path} of {ram_bytes + GATE_BYTES} bytes", error) from error
-        _owned_here.add(_identity(descriptor))
-        return cls(name, descriptor, ram_bytes)
+        return cls(name, descriptor, ram_bytes, owned=True)
 
     @classmethod
     def adopt(cls, lab: str, guest: str, *, ram_bytes: int) -> Self:
@@ -94,24 +112,23 @@ class RamObject:
             if found is not None:
                 found.close()
             raise NameInUseError(f"guest {guest!r} lives (process {holder}); stop it first, or use --join")
-        _owned_here.add(_identity(found.fileno()))
         os.pwrite(found.fileno(), _WORD.pack(1), ram_bytes + _KEPT_OFFSET)
-        return found
+        return cls(found.name, found.fileno(), ram_bytes, owned=True)
 
     @classmethod
     def open(cls, lab: str, guest: str, *, ram_bytes: int) -> Self:
         """The object of a guest of this user, checked. For the host, which never maps it.
 
         Raises:
-            PeerError: missing, not a regular file, of another user, open to others, or of another size.
+            PeerError: missing, not a regular file, of another user, open to others, of another size, or larger than all
+                of shared memory.
         """
         name = ram_object(lab, guest)
         try:
-            # O_NONBLOCK: a FIFO in its place must not make us wait.
-            descriptor = os.open(SHM_DIR + name, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            descriptor = os.open(SHM_DIR + name, _OPEN)
         except OSError as error:
             raise PeerError(f"cannot open shared memory {name}: {error.strerror}") from error
-        status = os.fstat(descriptor)
+        status, space = os.fstat(descriptor), os.fstatvfs(descriptor)
         wrong = ""
         if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
             wrong = "is not a plain shared-memory object"
@@ -119,6 +136,9 @@ class RamObject:
             wrong = f"must be owned by user {os.geteuid()} with mode 0600"
         elif status.st_size != ram_bytes + GATE_BYTES:
             wrong = f"has {status.st_size} bytes, not {ram_bytes} and a gate page"
+        elif space.f_blocks and ram_bytes > space.f_blocks * space.f_frsize:
+            # What the host keeps of a guest grows with its memory: it must not be able to claim what cannot be.
+            wrong = f"claims {ram_bytes} bytes, more than all of {SHM_DIR}"
         if wrong:
             os.close(descriptor)
             raise PeerError(f"shared memory {name} {wrong}")
@@ -135,8 +155,8 @@ class RamObject:
         return status.st_dev, status.st_ino
 
     def owner_pid(self) -> int:
-        """Process that created the object and still has it open, as the kernel tells; 0 if it is gone (or is us)."""
-        return _lock_holder(self._descriptor)
+        """Process that created the object and still has it open, as the kernel tells; 0 if it is gone."""
+        return os.getpid() if self.identity in _owned_here else _lock_holder(self._descriptor)
 
     def resident_bytes(self) -> int:
         """Bytes of memory that are populated, the gate page left out. Raises ``OSError``."""
@@ -195,6 +215,14 @@ class RamObject:
         self.withdraw(last)
         return last
 
+    def say(self, hello: bytes) -> None:
+        """Write into the gate page what the guest says of itself. For the guest, before it sends the same."""
+        os.pwrite(self._descriptor, hello, self.ram_bytes + _SAID_OFFSET)
+
+    def has_said(self, hello: bytes) -> bool:
+        """Whether the guest has written ``hello`` there. Raises ``OSError``."""
+        return os.pread(self._descriptor, len(hello), self.ram_bytes + _SAID_OFFSET) == hello
+
     def close(self) -> None:
         """Close the descriptor, and the mapping unless views of it are still in use. Idempotent."""
         if self._map is not None:
@@ -202,7 +230,8 @@ class RamObject:
                 self._map.close()
             self._map = None
         if self._descriptor >= 0:
-            _owned_here.discard(_identity(self._descriptor))
+            if self._owned is not None:
+                _owned_here.discard(self._owned)
             os.close(self._descriptor)
             self._descriptor = -1
 
@@ -220,31 +249,71 @@ class RamObject:
         self.close()
 
 
+def has_said(lab: str, guest: str, hello: bytes) -> bool:
+    """Whether ``hello`` stands in the gate page of this user's RAM object of ``guest``, whatever its size and mode.
+
+    For the host, to tell a hello that the guest has sent from one that somebody else sent in its name.
+    """
+    try:
+        descriptor = os.open(SHM_DIR + ram_object(lab, guest), _OPEN)
+    except OSError:
+        return False
+    try:
+        status = os.fstat(descriptor)
+        gate = status.st_size - GATE_BYTES
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or gate < 0:
+            return False
+        return os.pread(descriptor, len(hello), gate + _SAID_OFFSET) == hello
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def dead_object(path: str) -> Iterator[bool]:
+    """True if the owner of the RAM object at ``path`` (under ``SHM_DIR``) is gone; the object is removed at the end.
+
+    Until then its lock is held, so of two that find the same dead object only one removes it, and nobody can make the
+    name anew: what else the dead guest left behind may be removed meanwhile.
+
+    Raises:
+        FileNotFoundError: there is no such object (any more).
+        OSError: it is not ours to open or to remove.
+    """
+    if _is_ours(path):
+        yield False
+        return
+    descriptor = os.open(path, _OPEN)
+    try:
+        if os.fstat(descriptor).st_uid != os.geteuid():
+            raise PermissionError(errno.EPERM, "it belongs to another user")
+        if not _lock(descriptor):
+            yield False
+            return
+        if not _stands_for(path, descriptor):
+            raise FileNotFoundError(errno.ENOENT, "it has gone, or been replaced, meanwhile")
+        yield True
+        os.unlink(path)
+    finally:
+        os.close(descriptor)
+
+
 def remove_if_dead(path: str, before: Callable[[], object] = bool) -> bool:
     """Remove the RAM object at ``path`` (under ``SHM_DIR``) if its owner is gone; True if it is gone now.
 
-    The owner's lock is taken for it, so of two that find the same dead object only one removes it, and none removes
-    what a successor has made meanwhile. ``before`` is called with the lock held, to remove what else had that name.
+    ``before`` is called with the owner's lock held, to remove what else had that name.
 
     Raises:
         OSError: it is not ours to open or to remove.
     """
-    if _is_ours(path):
-        return False
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with dead_object(path) as dead:
+            if dead:
+                before()
+            return dead
     except FileNotFoundError:
         return True
-    try:
-        if not _lock(descriptor):
-            return False
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), os.lstat(path)):
-                before()
-                os.unlink(path)
-        return True
-    finally:
-        os.close(descriptor)
 
 
 def is_owned(path: str) -> bool:
@@ -282,7 +351,7 @@ def is_kept(path: str) -> bool:
     if _is_ours(path):
         return False
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        descriptor = os.open(path, _OPEN)
     except OSError:
         return False
     try:
@@ -297,6 +366,8 @@ def is_kept(path: str) -> bool:
     return len(word) == _WORD.size and _WORD.unpack(word)[0] == 1
 
 
+# O_NONBLOCK: a FIFO in its place must not make us wait, nor a lease that its guest has taken on it.
+_OPEN = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 # Objects that this process owns, by device and inode: the kernel's record locks do not hold against their own process.
 _owned_here: set[tuple[int, int]] = set()
 # struct flock of bits/fcntl.h on 64-bit Linux: type, whence, start, len, pid.
@@ -329,7 +400,7 @@ def _create_owned(path: str) -> int:
             os.close(descriptor)
             os.unlink(path)
             raise shm_refusal(f"cannot lock {path}", error) from error
-        if ours and os.path.exists(path) and os.path.samestat(os.fstat(descriptor), os.lstat(path)):
+        if ours and _stands_for(path, descriptor):
             return descriptor
         os.close(descriptor)  # between our open and our lock somebody took it for a dead one's: try again
 
@@ -361,11 +432,19 @@ def _lock_of(descriptor: int) -> tuple[int, int]:
 def _holder_at(path: str) -> int:
     if _is_ours(path):
         return os.getpid()
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    descriptor = os.open(path, _OPEN)
     try:
         return _lock_holder(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _stands_for(path: str, descriptor: int) -> bool:
+    """Whether the name still is that of the object which is open."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.lstat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _is_ours(path: str) -> bool:

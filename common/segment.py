@@ -23,6 +23,8 @@ from common.names import SHM_DIR
 from common.refusals import refusal, shm_refusal
 
 _RESERVED_BYTES = 256 << 20
+# What opening a link, a folder or a socket answers.
+_STRANGE = {errno.ELOOP, errno.EISDIR, errno.ENXIO}
 
 __all__ = ["Segment", "check_header", "check_ownership", "open_object", "unlink_object"]
 
@@ -47,6 +49,8 @@ def open_object(name: str, *, create_bytes: int = 0) -> int:
             raise shm_refusal(name, error) from error
         raise SegmentError(f"{name}: no such shared-memory object; is its guest running?") from error
     except OSError as error:
+        if error.errno in _STRANGE:
+            raise SegmentError(f"{name}: not a shared-memory object; remove {SHM_DIR}{name}") from error
         raise shm_refusal(name, error) from error
     try:
         if create_bytes:
@@ -95,6 +99,8 @@ def check_ownership(descriptor: int, name: str) -> None:
         SegmentError: wrong owner or mode.
     """
     status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        raise SegmentError(f"{name}: not a plain shared-memory object of one name; remove /dev/shm{name}")
     if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
         raise SegmentError(
             f"{name}: owner {status.st_uid}, mode {stat.S_IMODE(status.st_mode):04o}; "
@@ -108,9 +114,16 @@ def _identity(descriptor: int) -> tuple[int, int]:
 
 
 def unlink_object(name: str) -> None:
-    """Remove the name if it is there; mappings live on until they are dropped. Raises ``OSError``: not ours."""
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(SHM_DIR + name)
+    """Remove the name if it is there; mappings live on until they are dropped.
+
+    Raises:
+        NameInUseError: it is another user's.
+    """
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(SHM_DIR + name)
+    except OSError as error:
+        raise NameInUseError(f"{name} belongs to another user; choose another --name") from error
 
 
 def check_header(header: np.ndarray, size_bytes: int, name: str) -> None:

@@ -251,6 +251,13 @@ class HostSettings(_RunSettings):
     hint_every_ns: int = _duration(
         "hint-every", "2s", "from the start of one run to the next at guests that wait for commands; 0: only once"
     )
+    max_reports_per_s: int = _integer(
+        "max-reports-per-s",
+        10_000,
+        0,
+        1 << 20,
+        "most reports a second of one guest; whoever sends more, or rubbish, is read more seldom; 0: no limit",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

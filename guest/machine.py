@@ -16,6 +16,7 @@ import numpy as np
 from common import faults, messages, names
 from common.errors import InvariantViolation, MachineError, UsageError
 from common.geometry import PAGE_BYTES
+from common.layout import C_OF_GUEST
 from common.promises import check_promises
 from common.queues import unlink_queue
 from common.ramobject import RamObject
@@ -187,7 +188,7 @@ class Machine:
         faults.reach("attach.put-back")
         inherited = [
             slot
-            for cpu, pid in dead_slots(self.zone)
+            for cpu, pid in sorted(dead_slots(self.zone), key=lambda slot: not self.zone.slot_word(slot[0], C_OF_GUEST))
             if (slot := take_over_slot(self.zone, cpu, pid, self.ram_address)) is not None
         ]
         for queue in (names.report_queue(self.lab, self.name), names.ack_queue(self.lab, self.name)):
@@ -275,6 +276,7 @@ class Machine:
                 job=self.job,
                 inherited=inherited[index] if index < len(inherited) else None,
             )
+            self.zone.give_to_guest(vcpu.cpu)
             self.vcpus.append(vcpu)
 
     def _note_idle(self) -> None:
@@ -315,7 +317,7 @@ class Machine:
         self.zone.close()
 
     def stop_work(self) -> None:
-        """Stop the vCPUs: they check and free all they hold, and drain their lists."""
+        """Stop the vCPUs: they check and free all they hold, and drain their lists. What the dead left is freed."""
         for vcpu in self.vcpus:
             vcpu.stop()
         if not self.work_ended_s:
@@ -323,6 +325,7 @@ class Machine:
         for vcpu in self.vcpus:
             if vcpu.ident is not None:
                 self._join(vcpu)
+        reap(self.zone, self.ram_address)
 
     def _join(self, vcpu: VCpu) -> None:
         """Wait for a vCPU that was told to stop. It may sleep on a zone lock that is held until a host answers."""

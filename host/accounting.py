@@ -73,7 +73,8 @@ class Counters:
     ``empty_blocks`` had no data and were never discarded before, ``duplicates`` had no data because they had been
     discarded before, ``invalid_blocks`` broke a rule. In reports: ``rejected``, ``withdrawn``, ``busy``, ``inhibited``,
     ``malformed`` (bytes that are no report). ``acks_dropped``: the guest does not read its queue. ``commands``: those
-    that it was sent, to start runs and to end them.
+    that it was sent, to start runs and to end them. ``held_off``: how often it was not read for a while, because it had
+    sent more than its rate allows (host/limits.py).
     """
 
     reports: int = 0
@@ -92,6 +93,7 @@ class Counters:
     malformed: int = 0
     acks_dropped: int = 0
     commands: int = 0
+    held_off: int = 0
     order_histogram: list[int] = field(default_factory=lambda: [0] * N_ORDERS)
     discard_ns: Histogram = field(default_factory=Histogram)
     pull_to_ack_ns: Histogram = field(default_factory=Histogram)
@@ -160,7 +162,8 @@ class GuestStatistics:
 class HostStatistics:
     """Snapshot of the host: its own counts, the sums over all guests that ever were, and each guest.
 
-    ``counters.malformed`` includes rubbish in the control queue, which belongs to no guest. ``guests`` holds the live
+    ``counters.malformed`` and ``counters.held_off`` include what came through the control queue, which belongs to no
+    guest. ``guests`` holds the live
     ones and as many departed ones as are remembered; the sums forget nobody. ``proof``: how freed bytes are proven.
     ``cpu_s``: processor time, user and system, of the whole process since the host was made.
     """

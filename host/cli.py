@@ -45,6 +45,7 @@ def _serve(settings: HostSettings) -> int:
             slow_where=settings.slow_where,
             inhibit_discard=settings.inhibit_discard,
             hint_every_ns=settings.hint_every_ns,
+            max_reports_per_s=settings.max_reports_per_s,
             view=view,
         ) as host,
         signals.stopping(host),

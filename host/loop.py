@@ -1,7 +1,8 @@
 """The event loop: sleeps until a queue, a process or a signal has something to say. Nothing is polled.
 
 Each turn serves every ready queue once and takes one message from it, so a guest that floods delays the others by one
-report of its own, never more. Nothing that a guest sends may raise out of a turn; a bug of ours does.
+report of its own, never more; and once it has sent more than its rate allows, its queue is not read until it may go on
+(host/limits.py). Nothing that a guest sends may raise out of a turn; a bug of ours does.
 """
 
 from __future__ import annotations
@@ -12,21 +13,27 @@ import select
 import selectors
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
 
 from common import faults
 from common.errors import MessageError
-from common.messages import Goodbye, Hello, Report, RunEnd, decode
+from common.messages import BLOCK_BYTES, Goodbye, Hello, Report, RunEnd, decode
 from common.queues import CONTROL_DEPTH
 from host.accounting import Counters, HostStatistics
 from host.batch import Discarding, process_report, reject_report
 from host.commands import Commands
+from host.limits import REFUSED, Bucket, price_of_unawaited
 from host.proof import Proof, best_proof
 from host.registry import Guest, Registry
 from host.takeover import LabName, announce
 
 __all__ = ["Host", "View"]
+
+# Messages a second of the control queue, whose senders are unknown. A forged hello costs some 20 us, a true one some
+# 200 us; the 240 guests that a host takes may all say theirs at once.
+_CONTROL_PER_S = 500
 
 
 class View(Protocol):
@@ -37,6 +44,14 @@ class View(Protocol):
 
     def show(self, statistics: HostStatistics) -> None:
         """Draw or print."""
+
+
+@dataclass(frozen=True, slots=True)
+class _HeldOff:
+    """A source that is not watched until ``until_s`` (monotonic); ``serve`` is what it is then watched with."""
+
+    until_s: float
+    serve: Callable[[], None]
 
 
 class Host:
@@ -50,12 +65,14 @@ class Host:
         slow_where: str = "before",
         inhibit_discard: bool = False,
         hint_every_ns: int = 2_000_000_000,
+        max_reports_per_s: int = 10_000,
         proof: Proof | None = None,
         view: View | None = None,
     ) -> None:
         """Take the lab's name, make its control queue, tell the guests that wait.
 
-        ``hint_every_ns``: from run to run at guests that wait for commands; 0: only once.
+        ``hint_every_ns``: from run to run at guests that wait for commands; 0: only once. ``max_reports_per_s``: of one
+        guest; 0: no limit, also none on the control queue.
 
         Raises:
             NameInUseError: a live host has the name.
@@ -65,6 +82,10 @@ class Host:
             slow_ns, "inside" if slow_where == "inside" else "before", inhibit_discard, self._pause
         )
         self._commands = Commands(hint_every_ns / 1e9)
+        self._max_reports_per_s = max_reports_per_s
+        self._clock: Callable[[], float] = time.monotonic
+        self._control_bucket = Bucket(_CONTROL_PER_S, self._clock()) if max_reports_per_s else None
+        self._held_off: dict[int, _HeldOff] = {}  # by descriptor: what is not watched now
         self._view = view
         self._own = Counters()
         self._changed = True
@@ -104,6 +125,7 @@ class Host:
 
     def turn(self, timeout_s: float | None) -> None:
         """Wait until something is ready, at most ``timeout_s`` (None: for ever), and serve all of it once."""
+        self._watch_again()
         for key, _events in self._selector.select(timeout_s):
             serve: Callable[[], None] = key.data
             serve()
@@ -147,7 +169,9 @@ class Host:
 
     def _patience_s(self, now: float, deadline: float | None, next_look: float) -> float | None:
         """How long a turn may wait. With no duration, nothing new to show and no run to start, for ever (P2)."""
-        moments = [] if deadline is None else [deadline]
+        moments = [held.until_s for held in self._held_off.values()]
+        if deadline is not None:
+            moments.append(deadline)
         run_due = self._commands.next_due_s(self.registry.guests.values())
         if run_due is not None:
             moments.append(run_due)
@@ -167,14 +191,42 @@ class Host:
     def _watch(self, guest: Guest) -> None:
         self._changed = True
         self._selector.register(guest.pidfd, selectors.EVENT_READ, lambda: self._serve_death(guest))
+        if guest.bucket is None and self._max_reports_per_s:
+            guest.bucket = Bucket(self._max_reports_per_s, self._clock())
         if guest.objects is not None:
             self._selector.register(guest.objects.report, selectors.EVENT_READ, lambda: self._serve_report(guest))
+            self._charge(guest, 0.0)  # it may have come with an overdrawn bucket
 
     def _unwatch(self, guest: Guest) -> None:
         """Called once while the guest's queues are open, and once more before its pidfd is closed."""
         self._changed = True
-        with contextlib.suppress(KeyError):  # never watched: the kernel refused it
-            self._selector.unregister(guest.pidfd if guest.objects is None else guest.objects.report)
+        source = guest.pidfd if guest.objects is None else guest.objects.report.fileno()
+        self._held_off.pop(source, None)
+        with contextlib.suppress(KeyError):  # never watched (the kernel refused it), or held off
+            self._selector.unregister(source)
+
+    def _charge(self, guest: Guest, price: float) -> None:
+        """Take ``price`` from a guest's bucket, and hold it off if that overdraws it."""
+        now = self._clock()
+        if guest.bucket is None or guest.objects is None or not guest.bucket.charge(price, now):
+            return
+        if self._hold_off(guest.objects.report.fileno(), guest.bucket.ready_s(now)):
+            guest.counters.held_off += 1
+
+    def _hold_off(self, source: int, until_s: float) -> bool:
+        """Do not watch ``source`` until then; False if it is held off already, or never was watched."""
+        try:
+            serve = self._selector.unregister(source).data
+        except KeyError:
+            return False
+        self._held_off[source] = _HeldOff(until_s, serve)
+        return True
+
+    def _watch_again(self) -> None:
+        """Watch what has been held off for long enough."""
+        now = self._clock()
+        for source in [source for source, held in self._held_off.items() if held.until_s <= now]:
+            self._selector.register(source, selectors.EVENT_READ, self._held_off.pop(source).serve)
 
     def _serve_control(self) -> None:
         """One message of the control queue."""
@@ -182,6 +234,9 @@ class Host:
         if data is None:
             return
         self._changed = True
+        now = self._clock()
+        if self._control_bucket is not None and self._control_bucket.charge(1.0, now):
+            self._own.held_off += self._hold_off(self._name.control.fileno(), self._control_bucket.ready_s(now))
         try:
             message = decode(data)
         except MessageError:
@@ -205,8 +260,8 @@ class Host:
 
     def _serve_report(self, guest: Guest) -> None:
         """One message of a guest's report queue."""
-        if guest.objects is None:  # closed earlier in this turn
-            return
+        if guest.objects is None or guest.objects.report.fileno() in self._held_off:
+            return  # closed, or opened anew and held off, earlier in this turn
         try:
             data = guest.objects.report.receive(0)
         except OSError:
@@ -215,23 +270,34 @@ class Host:
         if data is None:
             return
         self._changed = True
+        awaited = guest.objects.report.waiting == 0
+        refused_before = guest.counters.rejected + guest.counters.malformed
+        blocks = self._serve_message(guest, data)
+        refused = guest.counters.rejected + guest.counters.malformed > refused_before
+        self._charge(guest, REFUSED if refused else 1.0 if awaited else price_of_unawaited(blocks))
+
+    def _serve_message(self, guest: Guest, data: bytes) -> int:
+        """What a guest has sent through its report queue; how many blocks are in it."""
+        if guest.objects is None:
+            return 0
         try:
             report = decode(data)
         except MessageError:
             guest.counters.malformed += 1
-            return
+            return 0
         if isinstance(report, RunEnd):
             self._commands.ended(guest, report)
-            return
+            return 0
         if not isinstance(report, Report):
             guest.counters.malformed += 1
-            return
+            return 0
+        blocks = len(report.blocks) // BLOCK_BYTES
         guest.note_resident()
         if report.epoch != guest.hello.epoch or report.seq <= guest.last_seq:
             # Of another life of this guest, or a repetition: discarding now could hit memory in use (S5).
             guest.counters.reports += 1
             guest.answer(reject_report(report, guest.counters))
-            return
+            return blocks
         guest.last_seq = report.seq
         faults.reach("host.received")
         ram = guest.objects.ram
@@ -240,6 +306,7 @@ class Host:
         guest.answer(ack)
         faults.reach("host.answered")
         self._count_latency(guest, report.pulled_ns)
+        return blocks
 
     @staticmethod
     def _count_latency(guest: Guest, pulled_ns: int) -> None:

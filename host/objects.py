@@ -1,7 +1,8 @@
 """Named objects of a guest as the host sees them: opened after checks, told from later ones of the same name, removed.
 
 Removal is by identity: a name is removed only while it still stands for the very object that the guest had. So a guest
-that restarts at once under its old name keeps its new objects.
+that restarts at once under its old name keeps its new objects. Between look and removal nobody can make the names anew,
+because the lock of the dead guest's RAM object is held meanwhile.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from common.geometry import PAGE_BYTES
 from common.messages import ACK_MSG_BYTES, MAX_CAPACITY, Hello, report_msg_bytes
 from common.names import SHM_DIR, ack_queue, ram_object, report_queue, zone_object
 from common.queues import Queue, unlink_queue
-from common.ramobject import RamObject
+from common.ramobject import RamObject, dead_object
 
 __all__ = ["GuestObjects", "Identities", "queue_identity", "shared_memory_identity", "unlink_shared_memory"]
 
@@ -42,10 +43,19 @@ class Identities:
 
     def remove(self) -> None:
         """Remove those names that still stand for these objects. Idempotent, raises nothing."""
-        for name, identity in ((zone_object, self.zone), (ram_object, self.ram)):
-            if identity is not None and shared_memory_identity(name(self.lab, self.guest)) == identity:
-                unlink_shared_memory(name(self.lab, self.guest))
-                faults.reach("host.removing")
+        ram = ram_object(self.lab, self.guest)
+        if self.ram is None or shared_memory_identity(ram) != self.ram:
+            self._remove_rest()  # the guest removed it, or a successor has made its own
+            return
+        with contextlib.suppress(OSError), dead_object(SHM_DIR + ram) as dead:
+            if dead:
+                self._remove_rest()
+
+    def _remove_rest(self) -> None:
+        zone = zone_object(self.lab, self.guest)
+        if self.zone is not None and shared_memory_identity(zone) == self.zone:
+            unlink_shared_memory(zone)
+        faults.reach("host.removing")
         for name, identity in ((report_queue, self.report), (ack_queue, self.ack)):
             if identity is not None and queue_identity(name(self.lab, self.guest)) == identity:
                 with contextlib.suppress(LabError, OSError):

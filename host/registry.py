@@ -3,6 +3,11 @@
 A guest is known by its name; who it is, is decided by (pid, epoch), and that the process lives by a pidfd. One name
 has one live guest. The same guest may say hello again (after a host restart, after it reconnected): it keeps its
 counters. Every rule that a hello breaks is answered by ``Refuse`` and counted.
+
+Anybody who can reach the control queue may send a hello in anybody's name. One counts only if the guest whose name it
+bears has written the same into its own gate page, and if the kernel says that the process it names owns that object.
+Any other is counted and changes nothing, and nobody is answered, for nobody knows who sent it. What a goodbye takes is
+the epoch, 62 random bits that a guest tells its host alone.
 """
 
 from __future__ import annotations
@@ -20,9 +25,10 @@ from common.geometry import PAGE_BYTES, check_memory_bytes
 from common.messages import MAX_REASON_CHARS, Goodbye, Hello, Message, Refuse, Welcome, encode
 from common.names import SHM_DIR, ack_queue, ram_object
 from common.queues import Queue
-from common.ramobject import is_kept
+from common.ramobject import has_said, is_kept
 from host.accounting import Counters, GuestStatistics
 from host.discard import BACKENDS, Backend
+from host.limits import Bucket
 from host.objects import GuestObjects, Identities, queue_identity
 from host.proof import Proof
 
@@ -48,6 +54,7 @@ class Guest:
     run_id: int = 0  # of the run that this host has started last (host/commands.py)
     run_in_progress: bool = False
     next_run_s: float | None = None
+    bucket: Bucket | None = None  # what it may still send; None: no limit
 
     def note_resident(self) -> None:
         """Look at the guest's resident memory: before each report and at the end."""
@@ -100,6 +107,9 @@ class Registry:
 
     def hello(self, hello: Hello) -> Guest | None:
         """Register the guest and welcome it, or refuse it (None). Raises nothing that a guest could cause."""
+        if not has_said(self.lab, hello.guest, encode(hello)):
+            self.hellos_refused += 1
+            return None
         try:
             guest = self._register(hello)
         except (LabError, OSError) as error:
@@ -148,7 +158,7 @@ class Registry:
         present = self.guests.get(hello.guest)
         if present is not None and present.hello.pid != hello.pid and present.objects is not None and _alive(present):
             raise PeerError(f"the name {hello.guest} is taken by pid {present.hello.pid}, which lives")
-        if present is None and len(self.guests) >= MAX_GUESTS:
+        if present is None and len(self.guests) >= MAX_GUESTS and not self._forget_one_that_left():
             raise PeerError(f"this host has {MAX_GUESTS} guests already")
         pidfd = _open_process(hello.pid)
         try:
@@ -156,14 +166,17 @@ class Registry:
         except BaseException:
             os.close(pidfd)
             raise
-        owner = objects.ram.owner_pid()
-        if owner and owner != hello.pid:
+        try:
+            _check_owner(hello, objects)
+        except BaseException:
             objects.close()
             os.close(pidfd)
-            raise PeerError(f"the memory of guest {hello.guest} belongs to pid {owner}, not {hello.pid}")
+            raise
         guest = Guest(
             hello, pidfd, objects.identities, objects, BACKENDS[hello.backend](objects.ram, hello.n_pages, self.proof)
         )
+        if present is not None and present.hello.pid == hello.pid:
+            guest.bucket = present.bucket  # a hello does not fill it
         if present is not None and _is_same(present, guest):
             self._carry_over(present, guest)
         else:
@@ -177,6 +190,13 @@ class Registry:
             self._retire(guest, lost=False)
             raise
         return guest
+
+    def _forget_one_that_left(self) -> bool:
+        """Make room: the guest that said goodbye first, and whose process lives on, is not watched any more."""
+        left = next((guest for guest in self.guests.values() if guest.objects is None), None)
+        if left is not None:
+            self._drop(left)
+        return left is not None
 
     def _carry_over(self, before: Guest, guest: Guest) -> None:
         """The same guest said hello again: its account and what was discarded go on."""
@@ -232,6 +252,21 @@ def _check_memory(hello: Hello) -> None:
         check_memory_bytes(hello.n_pages * PAGE_BYTES)
     except UsageError as error:
         raise PeerError(str(error)) from error
+
+
+def _check_owner(hello: Hello, objects: GuestObjects) -> None:
+    """That the open object is that of the process which said ``hello``. Its pid is the kernel's word, not the guest's.
+
+    Raises:
+        PeerError: it is not.
+        OSError: the gate page is gone.
+    """
+    owner = objects.ram.owner_pid()
+    if owner != hello.pid:
+        who = f"pid {owner}" if owner else "nobody who lives"
+        raise PeerError(f"the memory of guest {hello.guest} belongs to {who}, not to pid {hello.pid}")
+    if not objects.ram.has_said(encode(hello)):
+        raise PeerError(f"the memory of guest {hello.guest} has been replaced")
 
 
 def _is_same(present: Guest, guest: Guest) -> bool:

@@ -19,7 +19,7 @@ from common.errors import LabError, NameInUseError
 from common.messages import Announce, encode
 from common.names import SHM_DIR, ack_queue, control_queue, guests_in_shm, ram_object, report_queue, zone_object
 from common.queues import Queue, create_control_queue, unlink_queue
-from common.ramobject import is_kept, remove_if_dead
+from common.ramobject import dead_object, is_kept
 from common.refusals import shm_refusal
 from host.objects import unlink_shared_memory
 
@@ -82,9 +82,14 @@ def _take_lock(lab: str) -> int:
     path = SHM_DIR + lock_object(lab)
     while True:
         try:
-            descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+        except PermissionError:
+            raise _foreign(path, lab) from None
         except OSError as error:
             raise shm_refusal(f"cannot open {path}", error) from error
+        if not _is_plain(descriptor):
+            os.close(descriptor)
+            raise _foreign(path, lab)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -96,6 +101,16 @@ def _take_lock(lab: str) -> int:
                 _sign(descriptor, lab)
                 return descriptor
         os.close(descriptor)  # its last holder removed the name between our open and our lock
+
+
+def _is_plain(descriptor: int) -> bool:
+    """Whether this is a file of ours alone. A second link to a guest's memory would be emptied for our pid."""
+    status = os.fstat(descriptor)
+    return stat.S_ISREG(status.st_mode) and status.st_nlink <= 1 and status.st_uid == os.geteuid()
+
+
+def _foreign(path: str, lab: str) -> NameInUseError:
+    return NameInUseError(f"name: {path} is not a plain file of ours, so {lab!r} is taken; choose another --name")
 
 
 def _sign(descriptor: int, lab: str) -> None:
@@ -119,6 +134,8 @@ def remove_dead_host(lab: str) -> bool:
     path = SHM_DIR + lock_object(lab)
     descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
+        if not _is_plain(descriptor):
+            return False
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not os.path.samestat(os.fstat(descriptor), os.stat(path)):
             return False  # its last holder removed the name between our open and our lock
@@ -162,12 +179,14 @@ def _remove_dead_guest(lab: str, guest: str) -> bool:
     Those of a guest that wants to keep them stay: it is told of this host, for when it is back.
     """
     try:
-        if is_kept(SHM_DIR + ram_object(lab, guest)) or not remove_if_dead(SHM_DIR + ram_object(lab, guest)):
+        if is_kept(SHM_DIR + ram_object(lab, guest)):
             return False
+        with dead_object(SHM_DIR + ram_object(lab, guest)) as dead:
+            if dead:
+                unlink_shared_memory(zone_object(lab, guest))
+                for queue in (report_queue(lab, guest), ack_queue(lab, guest)):
+                    with contextlib.suppress(LabError):
+                        unlink_queue(queue)
+            return dead
     except OSError:
         return False
-    unlink_shared_memory(zone_object(lab, guest))
-    for queue in (report_queue(lab, guest), ack_queue(lab, guest)):
-        with contextlib.suppress(LabError, OSError):
-            unlink_queue(queue)
-    return True

@@ -90,6 +90,7 @@ class LineView:
         parts = [f"host {self._lab}: {len(live)} guests, {counters.reports} reports, {freed}"]
         parts += [f"failures {counters.failures}"] if counters.failures else []
         parts += [f"rejected {counters.rejected}"] if counters.rejected else []
+        parts += [f"held off {counters.held_off}"] if counters.held_off else []
         parts += [
             f"{guest.name}: resident {format_size(guest.final_resident_bytes)}, {rates[guest.name]:.1f} reports/s"
             for guest in live
@@ -137,7 +138,7 @@ class TableView:
         for guest in statistics.guests[-32:]:  # a screenful; the JSON has all
             counters = guest.counters
             table.add_row(
-                guest.name if guest.state == "live" else f"{guest.name} ({guest.state})",
+                _label(guest),
                 format_size(guest.memory_bytes),
                 format_size(guest.final_resident_bytes) if guest.state == "live" else "gone",
                 format_size(counters.freed_bytes),
@@ -161,6 +162,13 @@ class TableView:
         if self._live is not None:
             self._live.__exit__(None, None, None)
             self._live = None
+
+
+def _label(guest: GuestStatistics) -> str:
+    """Its name, and what is to be said of it."""
+    if guest.state != "live":
+        return f"{guest.name} ({guest.state})"
+    return f"{guest.name} (held off {guest.counters.held_off} times)" if guest.counters.held_off else guest.name
 
 
 def make_view(lab: str, *, quiet: bool) -> ViewOnStream:

@@ -25,6 +25,7 @@ COMMANDS = {
     "record": ("lab.commands.record", "how to record such a trace in a guest"),
     "replay": ("lab.commands.replay", "replay such a trace under any policy, and compare with what the guest did"),
     "advise": ("lab.commands.advise", "which settings to take for such a trace: what they return, and what they cost"),
+    "explore": ("lab.commands.explore", "every interleaving on a zone of a few pages, each step checked"),
     "chaos": ("lab.commands.chaos", "kill processes at random moments, and see that nothing is lost"),
     "soak": ("lab.commands.soak", "everything at once for an hour, with every process and every account looked at"),
     "shared-host": ("lab.commands.shared_host", "a host that guests trust: it claims their free memory itself"),

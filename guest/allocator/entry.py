@@ -29,7 +29,7 @@ from common.layout import (
     W_TRIGGER,
 )
 from common.native import fault_point, kernel, view_u8
-from guest.allocator.buddy import account_free, request_run
+from guest.allocator.buddy import account_free, request_run, unqueue_work
 from guest.allocator.lists import add_to_free_list_tail
 from guest.allocator.locked import E_LOCK, lock_zone, unlock_zone
 from guest.allocator.percpu import alloc_pages, cpu_slot, free_pages, lock_slot, pcp_list_head, unlock_slot
@@ -167,6 +167,7 @@ def register_device(address, pid, stale_pid):  # type: ignore[no-untyped-def]
                 ctl_of(zone)[W_ROTATED + order] = (1 << N_MIGRATETYPES) - 1
         ctl_of(zone)[W_REQUESTED] = 0
         ctl_of(zone)[W_REFCNT] = 0
+        unqueue_work(zone)  # a post that nobody took would wake the new device for nothing (P2)
         ctl_of(zone)[W_ACTIVE] = 0
         fault_point(REGISTER_BEGUN)
         ctl_of(zone)[W_DEVICE_PID] = pid

@@ -49,6 +49,7 @@ CMA = int(Migratetype.CMA)
 ISOLATE = int(Migratetype.ISOLATE)
 MT_FIELD = 0x7
 ISOLATE_TYPED, UNISOLATE_TYPED = NUMBERS["isolate.typed"], NUMBERS["unisolate.typed"]
+SPLIT_TOP_LISTED = NUMBERS["split-top.listed"]
 STEAL_TYPED, REQUEUE_TAKEN = NUMBERS["steal.typed"], NUMBERS["requeue.taken"]
 CANNOT_STEAL = 100  # added to a migratetype that was found but whose block may only be used, not claimed
 
@@ -103,6 +104,7 @@ def split_top_block(zone, first):  # type: ignore[no-untyped-def]
         zeroed = del_page_from_free_list(zone, head, top)
         add_to_free_list(zone, head + PAGEBLOCK_PAGES, PAGEBLOCK_ORDER, migratetype, zeroed)
         add_to_free_list(zone, head, PAGEBLOCK_ORDER, migratetype, zeroed)
+        fault_point(SPLIT_TOP_LISTED)
 
 
 @kernel

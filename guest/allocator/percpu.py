@@ -313,10 +313,15 @@ def free_pages(zone, cpu, pfn, order):  # type: ignore[no-untyped-def]
     if state < 0:
         return state
     prefetch(zone.link + 8 * pfn)  # written under the slot lock, whose release would wait for the miss
-    migratetype = pageblock_type(zone, pfn)
-    if not has_pcp_list(zone, cpu, order, migratetype):
+    if not has_pcp_list(zone, cpu, order, pageblock_type(zone, pfn)):
         return buddy_free(zone, pfn, order)
     lock_slot(zone, cpu)
+    # Once more: who isolates sets the type first, and drains this slot then. What was read before the lock may be
+    # stale, and a block put on a list after that drain would be handed out (S9).
+    migratetype = pageblock_type(zone, pfn)
+    if not has_pcp_list(zone, cpu, order, migratetype):
+        unlock_slot(zone, cpu)
+        return buddy_free(zone, pfn, order)
     slot = cpu_slot(cpu)
     ctl_of(zone)[slot + C_IN_HAND] = (pfn << 1 | TAKEN_IN) + 1
     if not claim_block(zone, pfn, state, state | CLAIMED):

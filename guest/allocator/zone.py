@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +73,10 @@ class ZoneStatistics:
     reinstalled_pages: int
     install_wait_ns: int
     asks_withdrawn: int
+
+
+_CLAIMS = 50  # tries to get a slot, with a pause in between: half a second in all
+_CLAIM_PAUSE_S = 0.01
 
 
 class Zone:
@@ -218,18 +223,22 @@ class Zone:
         """
         from guest.inherit import reap  # it frees through a zone
 
-        for attempt in range(2):
+        for attempt in range(_CLAIMS):
             cpu = int(entry.claim_slot(self._open(), os.getpid()))
             if cpu >= 0:
                 return cpu
-            if attempt == 0:
-                reap(self, ram_address)
+            if not reap(self, ram_address) and attempt:  # somebody else may be at it: it is done in a moment
+                time.sleep(_CLAIM_PAUSE_S)
         raise MachineError(f"all {self.n_cpus} per-CPU slots are taken; create the zone with more cpus")
 
     def release_cpu(self, cpu: int) -> None:
         """Drain a claimed slot and give it up."""
         self.drain(cpu)
         entry.release_slot(self._open(), cpu, os.getpid())
+
+    def give_to_guest(self, cpu: int) -> None:
+        """The slot, which is this process's, is the guest's own from now on: its successor has it, and nobody else."""
+        self._control[int(percpu.cpu_slot(cpu)) + layout.C_OF_GUEST] = 1
 
     def owner(self) -> int:
         """Pid of the guest, as the header has it now. Read without a lock."""

@@ -14,6 +14,8 @@ Invariants:
 * A host's command counts only with this epoch, on a connection, and if its run is newer than every one before it; one
   that has not been begun yet is replaced by the next. So a host that floods, repeats or never ends its commands costs
   time, and keeps no block for longer than a deadline.
+* Of what a host floods it with, the thread takes one queueful a turn, then looks whether it is to end; announcements,
+  however many, are answered by one hello.
 
 Without waiting (``wait_for_ack`` False) the first two do not hold, on purpose: a report is sent and forgotten.
 
@@ -36,13 +38,16 @@ import numpy as np
 from common import faults, messages, names
 from common.errors import LabError, MachineError, MessageError, PeerError, UsageError
 from common.messages import CMD_DONE, CMD_FIRST_RUN, Status
-from common.queues import Queue, create_ack_queue, create_report_queue
+from common.queues import ACK_DEPTH, Queue, create_ack_queue, create_report_queue
 from common.ramobject import RamObject
 from guest.reporting.cycle import Answer, Batch, Outcome
 
 __all__ = ["Link", "LinkStatistics"]
 
-_HELLO_RETRY_S = 1.0  # only while a hello could not be sent because the control queue was full
+# How long a guest that has no host stands in line at a full control queue, between two looks at its own. In line: the
+# kernel serves those who wait in the order in which they came, so that no flood of hellos keeps anybody out for good.
+_HELLO_PATIENCE_S = 1.0
+_HELLO_RETRY_S = 1.0  # the same of a guest that has a host, which does not stand in line
 _GATE_RETRY_S = 0.02  # only while the host sits inside the gate past the deadline
 _END_RETRY_S = 0.1  # only while the end of a run could not be sent because the report queue was full
 _STOP_GRACE_S = 5.0  # how long a stopping guest waits for a host that sits inside the gate
@@ -120,6 +125,7 @@ class Link:
         self._selector: selectors.BaseSelector = selectors.DefaultSelector()  # the listening thread brings its own
         self._selector.close()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        ram.say(messages.encode(hello))
         self._acks = create_ack_queue(lab, hello.guest)
         faults.reach("queue.acks-made")
         try:
@@ -135,8 +141,7 @@ class Link:
 
     def start(self) -> None:
         """Say hello and listen."""
-        self._say_hello()
-        faults.reach("hello.sent")
+        self._hello_due = True
         self._thread.start()
 
     def stop(self) -> None:
@@ -326,17 +331,23 @@ class Link:
             selector.register(self._acks.fileno(), selectors.EVENT_READ)
             selector.register(self._wake, selectors.EVENT_READ)
             while True:
-                for key, _events in selector.select(_HELLO_RETRY_S if self._hello_due else None):
+                if self._hello_due:
+                    self._say_hello()
+                for key, _events in selector.select(self._patience_s()):
                     if key.fd == self._acks.fileno():
-                        self._drain_acks()
+                        self._hear_acks()
                     elif key.data == self._connections and self.connected:
                         self._drop_host()
-                        self._say_hello()  # another host may have started already
+                        self._hello_due = True  # another host may have started already
                 with self._condition:
                     if self._stopping and self._woken():
                         return
-                if self._hello_due:
-                    self._say_hello()
+
+    def _patience_s(self) -> float | None:
+        """How long to sleep: for ever, unless a hello is due; one that has just stood in line does so again."""
+        if not self._hello_due:
+            return None
+        return _HELLO_RETRY_S if self.connected or self._stopping else 0.0
 
     def _woken(self) -> bool:
         try:
@@ -344,8 +355,12 @@ class Link:
         except BlockingIOError:
             return False
 
-    def _drain_acks(self) -> None:
-        while (data := self._acks.receive(0)) is not None:
+    def _hear_acks(self) -> None:
+        """One queueful at most: a host that fills it as fast as we read must not keep us from ending."""
+        for _message in range(ACK_DEPTH):
+            data = self._acks.receive(0)
+            if data is None:
+                return
             try:
                 self._handle(messages.decode(data))
             except MessageError:
@@ -356,7 +371,7 @@ class Link:
             with self._condition:
                 if message.epoch == self._hello.epoch and message.seq == self._awaited:
                     messages.unpack_zeroed(message.zeroed, self._awaited_blocks)  # or it is no answer to this report
-                    self._ack = message
+                    self._ack, self._awaited = message, 0  # the first answer counts: another one of the host is stale
                     self._condition.notify_all()
                 else:
                     self._stale += 1
@@ -365,8 +380,8 @@ class Link:
         elif isinstance(message, messages.Welcome) and message.epoch == self._hello.epoch:
             self._meet_host(message.host_pid)
         elif isinstance(message, messages.Announce):
-            self._say_hello()
-        elif isinstance(message, messages.Refuse):
+            self._hello_due = True
+        elif isinstance(message, messages.Refuse) and not self.connected:  # whom it has welcomed it cannot refuse
             if not self._refused:
                 self._refused = True
                 self._on_refused(UsageError(f"the host refused guest {self._hello.guest!r}: {message.reason}"))
@@ -416,11 +431,14 @@ class Link:
     def _say_hello(self) -> None:
         """Send the hello if a control queue is there. If none is, the host that makes one will announce itself."""
         with contextlib.suppress(PeerError, MachineError):
-            self._hello_due = not self._send_control(self._hello)
+            in_line_s = 0.0 if self.connected or self._stopping else _HELLO_PATIENCE_S
+            self._hello_due = not self._send_control(self._hello, in_line_s)
+            faults.reach("hello.sent")
             return
         self._hello_due = False
 
-    def _send_control(self, message: messages.Message) -> bool:
-        """True if sent, False if the queue is full. Raises ``PeerError`` or ``MachineError`` when there is no queue."""
+    def _send_control(self, message: messages.Message, timeout_s: float = 0.0) -> bool:
+        """True if sent, False if the queue stays full. Raises ``PeerError`` or ``MachineError`` when there is none."""
         with Queue.open(names.control_queue(self._lab), read=False, write=True) as control:
-            return control.send(messages.encode(message), 0)
+            data = messages.encode(message)
+            return control.stand_in_line(data, timeout_s) if timeout_s else control.send(data, 0)

@@ -12,12 +12,14 @@ from common.errors import UsageError
 from common.geometry import PAGE_BYTES
 from lab.advise.choose import Choice, Want, choose, front, knee, sensitivity, without_rebuild
 from lab.advise.grid import DEFAULT, OFF, Setting, grid
+from lab.advise.halves import Half, halves, middle_ns
 from lab.advise.measure import Drop, Row, large_frees, measure, moved_pages
 from lab.advise.wants import Target
 from lab.experiment.engines import open_engine
 from lab.replay import answer as told
 from lab.replay.engine import Prices
-from lab.replay.source import read_recording
+from lab.replay.source import Recording, read_recording
+from lab.trace.events import Event
 from lab.trace.snapshot import read_snapshot
 
 __all__ = ["Advice", "Question", "advise", "doubts"]
@@ -57,6 +59,7 @@ class Advice:
     Attributes:
         moves: of pages, that were replayed.
         used_end_bytes: memory in use as the recording ends.
+        halves: what would be chosen had only one half been recorded.
     """
 
     question: Question
@@ -69,6 +72,7 @@ class Advice:
     rows: list[Row]
     choice: Choice
     prices: Prices
+    halves: tuple[Half, Half]
 
     def row(self, setting: Setting) -> Row:
         """The row of a setting that was tried."""
@@ -101,18 +105,30 @@ class Advice:
                 {"prices": name, "same": other.row is chosen, "met": other.met, **other.row.setting.as_dict()}
                 for name, other in sensitivity(self.rows, self.want)
             ],
+            "halves": [self._half(half) for half in self.halves],
             "doubts": doubts(self),
             "prices_ns": vars(self.prices),
-            "resident": {"chosen": chosen.resident, "default": self.row(DEFAULT).resident},
+            "resident": {
+                "chosen": chosen.resident,
+                "default": self.row(DEFAULT).resident,
+                "off": self.row(OFF).resident,
+            },
             "health": self.health,
         }
+
+    def _half(self, half: Half) -> dict[str, Any]:
+        if half.choice is None:
+            return {"half": half.name, "same": None, "why_not": half.why_not}
+        found = half.choice.row
+        same = found.setting == self.choice.row.setting
+        return {"half": half.name, "same": same, "met": half.choice.met, **found.as_dict()}
 
 
 def advise(question: Question, tell: Callable[[int, int], None] | None = None) -> Advice:
     """Replay every setting, and choose.
 
     Args:
-        tell: called with how many settings are done and how many there are.
+        tell: called with how many replays are done and how many there are: each setting twice, whole and first half.
 
     Raises:
         UsageError: the recording cannot be replayed, a setting cannot be used, or the target cannot be judged.
@@ -130,17 +146,22 @@ def advise(question: Question, tell: Callable[[int, int], None] | None = None) -
         raise UsageError(f"{recording.name}: all of its events are at one time; expected a recording with a span")
     want = Want(span_s, question.budget, question.target, _judged(question.target, drops, recording.end_ns))
     settings = grid(question.policies, question.orders, question.delays_ns, question.capacities)
+    cut_ns = middle_ns(recording.begin_ns, recording.end_ns)
+    ends = (None, cut_ns) if _moves_before(recording, cut_ns) else (None,)
     payloads = [
         {
             "traces": list(question.traces),
             "start": question.start,
-            "memory_bytes": question.memory_bytes,
-            "min_free_kbytes": question.min_free_kbytes,
+            "to_ns": end_ns,
+            "memory_bytes": scene.pages * PAGE_BYTES,
+            "min_free_kbytes": scene.min_free_kbytes,
             "settings": {**setting.as_dict(), "requested_ns": recording.pending_ns(setting.min_order), "check": False},
         }
+        for end_ns in ends
         for setting in settings
     ]
-    rows = _run(question.engine, settings, payloads, tell)
+    found = _run(question.engine, settings, payloads, tell)
+    rows, first = found[: len(settings)], found[len(settings) :]
     return Advice(
         question,
         recording.health,
@@ -152,7 +173,14 @@ def advise(question: Question, tell: Callable[[int, int], None] | None = None) -
         rows,
         choose(rows, want),
         Prices(),
+        halves(rows, first, want, cut_ns, recording.end_ns),
     )
+
+
+def _moves_before(recording: Recording, cut_ns: int) -> bool:
+    """Whether pages reach or leave the buddy lists in the recording up to ``cut_ns``, without which it is no replay."""
+    early = recording.rows["event"][recording.rows["t_ns"] <= cut_ns]
+    return bool(np.isin(early, [int(Event.mm_page_alloc_zone_locked), int(Event.mm_page_pcpu_drain)]).any())
 
 
 def _judged(target: Target | None, drops: Sequence[Drop], end_ns: int) -> tuple[Drop, ...]:
@@ -178,13 +206,15 @@ def _run(
     payloads: list[dict[str, Any]],
     tell: Callable[[int, int], None] | None,
 ) -> list[Row]:
+    """A row a payload, which are the settings in their order, once or twice."""
     found: dict[int, Row] = {}
+    count = len(settings)
     with open_engine(address) as engine:
-        for index, answer in engine.run(measure, payloads, describe=lambda index: str(settings[index])):
-            found[index] = Row(settings[index], **answer)
+        for index, answer in engine.run(measure, payloads, describe=lambda index: str(settings[index % count])):
+            found[index] = Row(settings[index % count], **answer)
             if tell is not None:
-                tell(len(found), len(settings))
-    return [found[index] for index in range(len(settings))]
+                tell(len(found), len(payloads))
+    return [found[index] for index in range(len(payloads))]
 
 
 def doubts(advice: Advice) -> list[str]:
@@ -209,6 +239,11 @@ def doubts(advice: Advice) -> list[str]:
             found.append(f"if {name}, none does what was asked for")
         elif other.row is not chosen:
             found.append(f"if {name}, it would be: {other.row.setting}")
+    found += [
+        f"had only the {half.name} half been recorded, it would be: {half.choice.row.setting}"
+        for half in advice.halves
+        if half.choice is not None and half.choice.row.setting != chosen.setting
+    ]
     edges = _edges(advice.question, chosen.setting)
     if edges:
         found.append(f"the chosen {' and '.join(edges)} is the lowest that was tried; lower ones may be better still")

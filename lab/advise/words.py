@@ -1,127 +1,115 @@
-"""The advice in words: Markdown that reads well on a terminal too."""
+"""The advice in words: sections of text, lists and tables, which Markdown and the page share."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from common.geometry import PAGE_BYTES, PAGEBLOCK_ORDER
+from common.geometry import PAGE_BYTES
 from common.units import format_size
 from lab.advise.advise import Advice, doubts
 from lab.advise.choose import PRICES, front, knee, sensitivity, without_rebuild
-from lab.advise.grid import DEFAULT, MAINLINE, OFF, Setting
+from lab.advise.grid import DEFAULT, OFF
+from lab.advise.halves import Half
 from lab.advise.measure import Row, worst_after
+from lab.advise.steps import how_to_set
+from lab.report.tables import TableData
 
-__all__ = ["how_to_set", "markdown"]
+__all__ = ["FRONT", "GIVES", "TITLE", "Part", "Section", "lead", "sections", "table"]
 
-_PARAMETER = "page_reporting.page_reporting_order"
-_SYSFS = "/sys/module/page_reporting/parameters/page_reporting_order"
+TITLE = "Settings for free page reporting"
+GIVES, FRONT = "What it gives", "Footprint against cost"  # the sections that pictures belong to
+
+Part = str | tuple[str, ...] | TableData  # a paragraph, a list, a table
 
 
-def markdown(advice: Advice) -> str:
+@dataclass(frozen=True)
+class Section:
+    """A heading and what stands under it. Text has `code` and **strong** as Markdown has them, and no other markup."""
+
+    title: str
+    parts: tuple[Part, ...]
+
+
+def lead(advice: Advice) -> str:
+    """What was replayed, in one sentence."""
+    return (
+        f"{', '.join(advice.question.traces)}: {advice.span_s:.1f} s, {advice.moves} moves of pages, "
+        f"{len(advice.rows)} settings replayed."
+    )
+
+
+def sections(advice: Advice) -> list[Section]:
     """All of it."""
     chosen = advice.choice.row
-    parts = [
-        "# Settings for free page reporting",
+    parts: list[tuple[str, list[Part]]] = [
         (
-            f"{', '.join(advice.question.traces)}: {advice.span_s:.1f} s, {advice.moves} moves of pages, "
-            f"{len(advice.rows)} settings replayed."
-        ),
-        "## The answer",
-        f"**{chosen.setting}** (policy, lowest order, delay, most blocks a report): {advice.choice.why}.",
-        "\n".join(f"* {line}" for line in how_to_set(chosen.setting, chosen)),
-        _plain(advice),
-        "## What it gives",
-        _table(
+            "The answer",
             [
-                ("no reporting", advice.row(OFF)),
-                ("the kernel's default", advice.row(DEFAULT)),
-                ("chosen", chosen),
+                f"**{chosen.setting}** (policy, lowest order, delay, most blocks a report): {advice.choice.why}.",
+                tuple(how_to_set(chosen.setting, chosen)),
+                _plain(advice),
             ],
-            advice.span_s,
         ),
-        _against_default(advice),
-        _notes(advice),
-        *_target(advice),
-        "## Footprint against cost",
-        _table(_front(advice), advice.span_s),
         (
-            "These are the settings that no other beats in both. Cost is the refaults' and the host's processor time. "
-            "GiB·min is the memory that the host holds, over time."
+            GIVES,
+            [
+                table(
+                    [
+                        ("no reporting", advice.row(OFF)),
+                        ("the kernel's default", advice.row(DEFAULT)),
+                        ("chosen", chosen),
+                    ],
+                    advice.span_s,
+                ),
+                _against_default(advice),
+                _notes(advice),
+                *_target(advice),
+            ],
         ),
-        "## How sure this is",
-        "\n".join(f"* {line}" for line in _sure(advice)),
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def how_to_set(setting: Setting, row: Row) -> list[str]:
-    """What to do for a setting, a line each."""
-    lines = _other_policy(setting) if setting.policy != MAINLINE else _mainline(setting)
-    if setting.min_order < PAGEBLOCK_ORDER:
-        lines.append(
-            f"Below order {PAGEBLOCK_ORDER} the host gets back parts of its 2 MiB pages: each such part splits the "
-            f"huge page that backs it (here {row.split_huge_pages} of them), which the host's khugepaged has to put "
-            "together again; until then the guest's TLB misses cost more, which is not in these figures. Memory from "
-            "hugetlbfs cannot be given back in such parts at all."
-        )
-    else:
-        lines.append(
-            f"From order {PAGEBLOCK_ORDER} on only whole 2 MiB pages go back: the host's huge pages stay whole."
-        )
-    return lines
-
-
-def _other_policy(setting: Setting) -> list[str]:
-    return [
         (
-            f"The policy `{setting.policy}` is not in mainline, which has `{MAINLINE}`: it takes a kernel of your own "
-            f"with that series. Order {setting.min_order}, delay {setting.delay_ns / 1e9:g} s and {setting.capacity} "
-            "blocks a report are compile-time constants there, the order too."
-        )
+            FRONT,
+            [
+                table(_front(advice), advice.span_s),
+                (
+                    "These are the settings that no other beats in both. Cost is the refaults' and the host's "
+                    "processor time. GiB·min is the memory that the host holds, over time."
+                ),
+            ],
+        ),
+        ("How sure this is", _sure(advice)),
     ]
+    return [Section(title, tuple(part for part in found if part)) for title, found in parts]
 
 
-def _mainline(setting: Setting) -> list[str]:
-    lines = []
-    if setting.min_order == DEFAULT.min_order:
-        lines.append(
-            f"Order {setting.min_order} is the default with pages of 4 KiB: nothing to do where `cat {_SYSFS}` in the "
-            f"guest says so (`{_PARAMETER}` on its kernel command line)."
+def table(rows: Sequence[tuple[str, Row]], span_s: float) -> TableData:
+    """Figures of settings, with their names in front."""
+    headers = (
+        "setting",
+        "GiB·min",
+        "held at the end",
+        "reported",
+        "reports",
+        "refaults",
+        "refault s",
+        "host CPU s",
+        "cost",
+    )
+    lines = tuple(
+        (
+            name,
+            f"{row.gib_min:.4f}",
+            format_size(row.end_bytes),
+            format_size(row.reported_bytes),
+            str(row.reports),
+            str(row.refaults),
+            f"{row.refault_s:.4f}",
+            f"{row.host_cpu_s:.4f}",
+            f"{row.cost_s() / span_s:.3%}",
         )
-    else:
-        lines.append(
-            f"Order {setting.min_order}: `{_PARAMETER}={setting.min_order}` on the guest's kernel command line, or at "
-            f"run time `echo {setting.min_order} > {_SYSFS}`. Linux 6.1 overwrites the former as the balloon's driver "
-            "registers: read it back, and where it is 9 again, set it at run time after that."
-        )
-    changed = [
-        f"PAGE_REPORTING_{name} from {before} to {now}"
-        for name, before, now in (
-            ("DELAY", "2 * HZ", _delay(setting.delay_ns)),
-            ("CAPACITY", str(DEFAULT.capacity), str(setting.capacity)),
-        )
-        if now != before
-    ]
-    if changed:
-        lines.append(
-            "Delay and capacity are compile-time constants in mainline, with no parameter: change "
-            f"{' and '.join(changed)} and rebuild the guest's kernel."
-            + (
-                " The host's reporting queue has to take that many blocks, too."
-                if setting.capacity > DEFAULT.capacity
-                else ""
-            )
-        )
-    else:
-        lines.append("Delay and capacity are those of mainline, where they are compile-time constants: nothing to do.")
-    return lines
-
-
-def _delay(delay_ns: int) -> str:
-    """As the kernel's source would have it."""
-    if delay_ns and delay_ns % 10**9 == 0:
-        return f"{delay_ns // 10**9} * HZ"
-    return f"msecs_to_jiffies({delay_ns // 10**6})" if delay_ns >= 10**6 else f"usecs_to_jiffies({delay_ns // 1000})"
+        for name, row in rows
+    )
+    return TableData("", headers, lines, tuple(("",) * len(headers) for _ in lines))
 
 
 def _front(advice: Advice) -> list[tuple[str, Row]]:
@@ -139,46 +127,6 @@ def _front(advice: Advice) -> list[tuple[str, Row]]:
         ]
         found.append((f"{row.setting} ({', '.join(marks)})" if marks else str(row.setting), row))
     return found
-
-
-def _table(rows: Sequence[tuple[str, Row]], span_s: float) -> str:
-    """A table with the names in front."""
-    names = (
-        "setting",
-        "GiB·min",
-        "held at the end",
-        "reported",
-        "reports",
-        "refaults",
-        "refault s",
-        "host CPU s",
-        "cost",
-    )
-    lines = [
-        (
-            name,
-            f"{row.gib_min:.4f}",
-            format_size(row.end_bytes),
-            format_size(row.reported_bytes),
-            str(row.reports),
-            str(row.refaults),
-            f"{row.refault_s:.4f}",
-            f"{row.host_cpu_s:.4f}",
-            f"{row.cost_s() / span_s:.3%}",
-        )
-        for name, row in rows
-    ]
-    widths = [max(len(line[at]) for line in (names, *lines)) for at in range(len(names))]
-
-    def told(cells: Sequence[str]) -> str:
-        first, *others = (
-            cell.ljust(width) if not at else cell.rjust(width)
-            for at, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        )
-        return f"| {' | '.join([first, *others])} |"
-
-    rule = [("-" * width) if not at else "-" * (width - 1) + ":" for at, width in enumerate(widths)]
-    return "\n".join(told(cells) for cells in (names, rule, *lines))
 
 
 def _against_default(advice: Advice) -> str:
@@ -250,24 +198,41 @@ def _target(advice: Advice) -> list[str]:
     return [" ".join(lines)]
 
 
-def _sure(advice: Advice) -> list[str]:
+def _sure(advice: Advice) -> list[Part]:
     """Health, span and sensitivity, and what speaks against the advice."""
     health, prices = advice.health, advice.prices
     same = [name for name, other in sensitivity(advice.rows, advice.want) if other.row is advice.choice.row]
     found = doubts(advice)
     grade = "Nothing speaks against it" if not found else "One doubt" if len(found) == 1 else f"{len(found)} doubts"
     known = health.get("known_share", {}).get("at_the_event")
-    return [
-        f"{grade}{':' if found else '.'}",
-        *[f"{text[0].upper()}{text[1:]}." for text in found],
+    facts = (
         f"Trace health: {health.get('verdict', 'not told')}, {health.get('lost_events', 0)} events lost"
         + ("" if known is None else f", {known:.1%} of the page events met a page whose state was known")
         + f". Span: {advice.span_s:.1f} s.",
         f"The choice is the same in {len(same)} of {len(PRICES)} cases in which a price is doubled or halved.",
+        " ".join(_half(advice, half) for half in advice.halves),
         (
             f"Prices, as measured in an emulated guest: {prices.report_ns / 1e3:g} µs a report, "
             f"{prices.range_ns / 1e3:g} µs a block, {prices.page_ns / 1e3:g} µs a page of {PAGE_BYTES >> 10} KiB that "
             f"the host holds, {prices.refault_ns / 1e3:g} µs a refault. Yours differ: that is what the "
             "cases above are for."
         ),
-    ]
+    )
+    return [f"{grade}{':' if found else '.'}", tuple(f"{text[0].upper()}{text[1:]}." for text in found), facts]
+
+
+def _half(advice: Advice, half: Half) -> str:
+    """What one half of the recording would have led to, and what the choice costs there against that."""
+    chosen = advice.choice.row.setting
+    if half.choice is None:
+        return f"By the {half.name} half of the trace nothing can be chosen: {half.why_not}."
+    other = half.choice.row
+    if other.setting == chosen:
+        return f"By the {half.name} half of the trace alone the choice is the same."
+    ours = next(row for row in half.rows if row.setting == chosen)
+    more = (ours.gib_min - other.gib_min) / other.gib_min if other.gib_min else 0.0
+    cost = (ours.cost_s() - other.cost_s()) / (advice.span_s / 2) * 100
+    return (
+        f"By the {half.name} half alone it would be {other.setting}; against that the choice has {more:+.1%} GiB·min "
+        f"for {cost:+.3f} percentage points of a processor there."
+    )

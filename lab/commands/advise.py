@@ -13,8 +13,9 @@ from common.cli import EXIT_OK
 from common.errors import MachineError, UsageError
 from common.output import STDOUT, check_distinct, check_output, write_bytes, write_json
 from common.settings import POLICIES
-from common.units import parse_duration_ns, parse_size
+from common.units import parse_duration_ns
 from lab.advise.wants import BUDGET_WORDS, TARGET_WORDS, parse_budget, parse_target
+from lab.commands.trace_flags import MACHINE, START, Flag, add_flags
 from lab.experiment.engines import ADDRESSES, check_address
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ __all__ = ["add_arguments", "run"]
 
 _HOUR_NS = 3600 * 10**9
 _TRIED = tuple(name for name in POLICIES if name not in {"off", "hint", "shared", "oracle"})
-_FILES = ("answer.md", "picture.png", "data.json")
+_FILES = ("answer.md", "picture.png", "picture.svg", "memory.png", "memory.svg", "data.json", "index.html")
 
 
 def _typed(parse: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -58,22 +59,8 @@ def _whole(text: str) -> int:
     return int(text)
 
 
-def _memory(text: str) -> int:
-    size = parse_size(text)
-    if size < 16 << 20 or size % 4096:
-        raise UsageError(f"{text!r}; allowed is whole pages from 16MiB on, such as 1GiB")
-    return size
-
-
-def _kbytes(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 1 << 30):
-        raise UsageError(f"{text!r}; allowed is 1 to {1 << 30}")
-    return int(text)
-
-
-# Flag, what argparse is told of it, and its help.
-_FLAGS: tuple[tuple[str, dict[str, Any], str], ...] = (
-    ("--start", {"default": "", "metavar": "SNAPSHOT"}, "the free lists when it begins: kpageflags or blocks.csv"),
+_FLAGS: tuple[Flag, ...] = (
+    START,
     (
         "--orders",
         {"type": _list(_whole, lambda value: value <= 10, "0 to 10"), "default": "0,4,9", "metavar": "LIST"},
@@ -112,23 +99,18 @@ _FLAGS: tuple[tuple[str, dict[str, Any], str], ...] = (
         {"type": _typed(parse_target), "metavar": "TARGET"},
         f"choose the cheapest under which memory falls so far after each large free: {TARGET_WORDS}",
     ),
-    (
-        "--memory",
-        {"type": _typed(_memory), "default": 0, "metavar": "SIZE"},
-        "the guest's memory (default: what the snapshot and the recording name, rounded up)",
-    ),
-    (
-        "--min-free-kbytes",
-        {"type": _typed(_kbytes), "default": 0, "metavar": "N"},
-        "the guest's vm.min_free_kbytes (default: the kernel's own rule with huge pages)",
-    ),
+    *MACHINE,
     (
         "--engine",
         {"type": _typed(check_address), "default": "processes", "metavar": "ADDRESS"},
         f"where the replays take place: {ADDRESSES} (default: processes)",
     ),
     ("--json", {"default": "", "metavar": "PATH|-"}, "write the result as JSON"),
-    ("--out", {"default": "", "metavar": "DIR"}, f"write {', '.join(_FILES)} there"),
+    (
+        "--out",
+        {"default": "", "metavar": "DIR"},
+        "write the page index.html, its pictures, answer.md, data.json",
+    ),
     ("--force", {"action": "store_true"}, "overwrite files that exist"),
     ("--quiet", {"action": "store_true"}, "print nothing"),
 )
@@ -136,11 +118,7 @@ _FLAGS: tuple[tuple[str, dict[str, Any], str], ...] = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's flags on ``parser``."""
-    parser.add_argument(
-        "trace", nargs="+", metavar="TRACE", help="recordings as `import` reads them, or a file that it wrote"
-    )
-    for flag, told, text in _FLAGS:
-        parser.add_argument(flag, help=text, **told)
+    add_flags(parser, _FLAGS)
 
 
 def run(namespace: argparse.Namespace) -> int:
@@ -171,12 +149,12 @@ def run(namespace: argparse.Namespace) -> int:
         ),
         None if namespace.quiet or not sys.stderr.isatty() else _tell,
     )
-    _write(namespace, outputs, advice)
+    _write(namespace, advice)
     return EXIT_OK
 
 
 def _tell(done: int, of: int) -> None:
-    sys.stderr.write(f"\r{done} of {of} settings replayed" + ("\n" if done == of else ""))
+    sys.stderr.write(f"\r{done} of {of} replays done" + ("\n" if done == of else ""))
     sys.stderr.flush()
 
 
@@ -198,24 +176,42 @@ def _check_outputs(namespace: argparse.Namespace, outputs: list[str]) -> None:
         check_output(namespace.out, force=False)  # that its parent is there and takes a new name
 
 
-def _write(namespace: argparse.Namespace, outputs: list[str], advice: Advice) -> None:
-    """To the terminal and to where it was asked for."""
-    from lab.advise.words import markdown
+def _write(namespace: argparse.Namespace, advice: Advice) -> None:
+    """To the terminal and to where it was asked for; the page last, so that all it speaks of is there."""
+    from lab.advise.text import markdown
 
-    text, facts = markdown(advice), advice.as_dict()
-    if outputs:
-        from lab.advise.picture import picture
-
-        drawn = picture(advice)
-        try:
-            os.makedirs(namespace.out, exist_ok=True)
-        except OSError as error:
-            raise MachineError(f"--out: {namespace.out}: {error.strerror}; name another folder") from error
-        data = json.dumps(facts, indent=2, allow_nan=False) + "\n"
-        page = f"{text}\n![Footprint against cost](picture.png)\n"
-        for content, path in zip((page.encode(), drawn, data.encode()), outputs, strict=True):
-            write_bytes(content, path, force=namespace.force)
+    facts = advice.as_dict()
+    if namespace.out:
+        for name, content in _contents(advice, facts, namespace.command_line).items():
+            write_bytes(content, os.path.join(_folder(namespace.out), name), force=namespace.force)
     if not namespace.quiet:
-        (sys.stderr if namespace.json == STDOUT else sys.stdout).write(text)
+        (sys.stderr if namespace.json == STDOUT else sys.stdout).write(markdown(advice))
     if namespace.json:
         write_json(facts, namespace.json, force=namespace.force)
+
+
+def _folder(path: str) -> str:
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise MachineError(f"--out: {path}: {error.strerror}; name another folder") from error
+    return path
+
+
+def _contents(advice: Advice, facts: dict[str, Any], command: list[str]) -> dict[str, bytes]:
+    """Every one of ``_FILES``, in their order."""
+    from lab.advise.page import page
+    from lab.advise.picture import pictures
+    from lab.advise.text import markdown
+
+    drawn = pictures(advice)
+    found = {
+        "answer.md": markdown(
+            advice, {title: [(f"{one.name}.png", one.title)] for title, one in drawn.items()}
+        ).encode(),
+        "data.json": (json.dumps(facts, indent=2, allow_nan=False) + "\n").encode(),
+        "index.html": page(advice, drawn, command).encode(),
+    }
+    for one in drawn.values():
+        found |= {f"{one.name}.png": one.png, f"{one.name}.svg": one.svg}
+    return {name: found[name] for name in _FILES}

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from common.cli import EXIT_OK
 from common.errors import UsageError
 from common.output import STDOUT, check_distinct, check_output, write_json
 from common.settings import POLICIES
-from common.units import format_size, parse_duration_ns, parse_size
+from common.units import parse_duration_ns
+from lab.commands.trace_flags import MACHINE, START, Flag, add_flags, checked, whole
 
 if TYPE_CHECKING:
     from lab.replay.source import Recording
@@ -20,54 +19,21 @@ if TYPE_CHECKING:
 __all__ = ["add_arguments", "run"]
 
 _HOUR_NS = 3600 * 10**9
-_MODES = ("zone",)
+_MODES = ("zone", "page", "demand")
+_OWN_LISTS, _PLACEMENT = ("pcp_batch", "pcp_high"), ("shuffle", "merge_likely", "seed")  # settings of some modes alone
 _TIMES = ("timer", "recorded")
 _REPLAYED = tuple(name for name in POLICIES if name not in {"hint", "shared", "oracle"})
 
 
-def _read(parse: Callable[[str], Any], check: Callable[[Any], bool], allowed: str) -> Callable[[str], Any]:
-    def read(text: str) -> Any:
-        value = None
-        with contextlib.suppress(UsageError, ValueError, OverflowError):
-            value = parse(text)
-        if value is None or not check(value):
-            raise argparse.ArgumentTypeError(f"{text!r}; allowed is {allowed}")
-        return value
-
-    return read
-
-
-def _whole(low: int, high: int) -> Callable[[str], Any]:
-    def parse(text: str) -> int:
-        return int(text) if text.isascii() and text.isdigit() else low - 1
-
-    return _read(parse, lambda value: low <= value <= high, f"{low} to {high}")
-
-
-_SECONDS = _read(
+_SECONDS = checked(
     lambda text: round(float(text) * 1e9),
     lambda value: 0 <= value < 1 << 62,
     "seconds on the recording's clock, such as 56.3",
 )
-_DURATION = _read(parse_duration_ns, lambda value: value <= _HOUR_NS, "0 to 1h with a unit, such as 100ms")
-_MEMORY = _read(
-    parse_size, lambda value: value >= 16 << 20 and value % 4096 == 0, "whole pages from 16MiB on, such as 1GiB"
-)
+_DURATION = checked(parse_duration_ns, lambda value: value <= _HOUR_NS, "0 to 1h with a unit, such as 100ms")
 
-
-# What is not known, or not as it should be, and what was done about it.
-_NOTES = {
-    "taken_not_free_pages": "pages taken that were not free here: a free was missed, or the start differs",
-    "freed_not_used_pages": "pages freed that were free here: skipped",
-    "taken_while_reported_blocks": "blocks that the guest took while they were reported here: the report lost them",
-    "frees_without_event": "frees past the per-CPU lists without an event, found by what came after",
-    "takes_without_event": "pages or blocks taken without an event, found as they were freed",
-    "start_corrected_pages": "pages of the snapshot changed: their first event says otherwise",
-}
-
-# Flag, what argparse is told of it, and its help.
-_FLAGS: tuple[tuple[str, dict[str, Any], str], ...] = (
-    ("--start", {"default": "", "metavar": "SNAPSHOT"}, "the free lists when it begins: kpageflags or blocks.csv"),
+_FLAGS: tuple[Flag, ...] = (
+    START,
     (
         "--from",
         {"dest": "from_ns", "type": _SECONDS, "metavar": "S"},
@@ -77,32 +43,35 @@ _FLAGS: tuple[tuple[str, dict[str, Any], str], ...] = (
     (
         "--mode",
         {"choices": _MODES, "default": "zone"},
-        "zone: the free lists follow the recorded guest, page by page (default)",
+        (
+            "zone: the free lists follow the recorded guest (default); page: its allocations and frees, through "
+            "per-CPU lists of our own; demand: and our allocator chooses the pages"
+        ),
     ),
     ("--policy", {"choices": _REPLAYED, "default": "rotate"}, "who reports (default: rotate, which is mainline)"),
-    ("--min-order", {"type": _whole(0, 10), "default": 9, "metavar": "N"}, "lowest order reported (default: 9)"),
+    ("--min-order", {"type": whole(0, 10), "default": 9, "metavar": "N"}, "lowest order reported (default: 9)"),
     (
         "--delay",
         {"dest": "delay_ns", "type": _DURATION, "metavar": "TIME"},
         "from request to pass (default: that of the policy)",
     ),
-    ("--capacity", {"type": _whole(1, 1024), "metavar": "N"}, "blocks a report (default: that of the policy)"),
+    ("--capacity", {"type": whole(1, 1024), "metavar": "N"}, "blocks a report (default: that of the policy)"),
     (
         "--high-water-mark",
-        {"type": _whole(0, 1 << 20), "metavar": "N"},
+        {"type": whole(0, 1 << 20), "metavar": "N"},
         "unreported blocks that ask for a run (default: that of the policy)",
     ),
+    *MACHINE,
+    ("--pcp-batch", {"type": whole(0, 4096), "metavar": "N"}, "page, demand: pages moved to and from a per-CPU list"),
+    ("--pcp-high", {"type": whole(1, 1 << 28), "metavar": "N"}, "page, demand: pages of a CPU's lists at most"),
+    ("--shuffle", {"action": "store_true", "default": None}, "demand: shuffle the free lists"),
     (
-        "--memory",
-        {"type": _MEMORY, "default": 0, "metavar": "SIZE"},
-        "the guest's memory (default: what the snapshot and the recording name, rounded up)",
+        "--merge-likely",
+        {"action": argparse.BooleanOptionalAction},
+        "demand: put a block to the tail where it is likely to merge (default: yes)",
     ),
-    (
-        "--min-free-kbytes",
-        {"type": _whole(1, 1 << 30), "default": 0, "metavar": "N"},
-        "the guest's vm.min_free_kbytes (default: the kernel's own rule with huge pages)",
-    ),
-    ("--hz", {"type": _whole(10, 1000), "default": 250, "metavar": "N"}, "the guest's CONFIG_HZ (default: 250)"),
+    ("--seed", {"type": whole(0, (1 << 32) - 1), "metavar": "N"}, "demand: of the shuffle (default: 1)"),
+    ("--hz", {"type": whole(10, 1000), "default": 250, "metavar": "N"}, "the guest's CONFIG_HZ (default: 250)"),
     (
         "--tick-phase",
         {"dest": "phase_ns", "type": _DURATION, "metavar": "TIME"},
@@ -143,11 +112,7 @@ _FLAGS: tuple[tuple[str, dict[str, Any], str], ...] = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's flags on ``parser``."""
-    parser.add_argument(
-        "trace", nargs="+", metavar="TRACE", help="recordings as `import` reads them, or a file that it wrote"
-    )
-    for flag, told, text in _FLAGS:
-        parser.add_argument(flag, help=text, **told)
+    add_flags(parser, _FLAGS)
 
 
 def run(namespace: argparse.Namespace) -> int:
@@ -165,13 +130,16 @@ def run(namespace: argparse.Namespace) -> int:
             check_output(path, force=namespace.force)
     if namespace.plot and not namespace.plot.lower().endswith((".png", ".svg")):
         raise UsageError(f"--plot: {namespace.plot!r}; allowed is a file name that ends in .png or .svg")
+    _check_mode(namespace)
     found = _replayed(namespace)
     if namespace.plot:
         from lab.replay.picture import draw
 
         draw([(traces[0], found)], namespace.plot, force=namespace.force)
     if not namespace.quiet:
-        _print(sys.stderr if namespace.json == STDOUT else sys.stdout, found)
+        from lab.replay.words import tell
+
+        tell(sys.stderr if namespace.json == STDOUT else sys.stdout, found)
     if namespace.json:
         write_json(found, namespace.json, force=namespace.force)
     return EXIT_OK
@@ -183,13 +151,25 @@ def _replayed(namespace: argparse.Namespace) -> dict[str, Any]:
     from lab.replay.against import passes_of, read_real
     from lab.replay.engine import ReplaySettings
     from lab.replay.source import read_recording
+    from lab.trace.health import STRICT_SHARE
     from lab.trace.snapshot import read_snapshot
 
     start = read_snapshot(namespace.start) if namespace.start else None
     recording = read_recording(namespace.trace, start, namespace.from_ns, namespace.to_ns)
     if namespace.strict and recording.refusals:
         raise UsageError(f"--strict: {namespace.trace[0]}: {'; '.join(recording.refusals)}")
-    scene = told.scene_of(recording, start, memory_bytes=namespace.memory, min_free_kbytes=namespace.min_free_kbytes)
+    scene = told.scene_of(
+        recording,
+        start,
+        mode=namespace.mode,
+        memory_bytes=namespace.memory,
+        min_free_kbytes=namespace.min_free_kbytes,
+    )
+    if namespace.strict and scene.correction.share > STRICT_SHARE:
+        raise UsageError(
+            f"--strict: {namespace.start}: contradicts {scene.correction.share:.2%} of the pages that {recording.name} "
+            f"names; expected a snapshot taken as the recording begins, at most {STRICT_SHARE:.1%}"
+        )
     settings = ReplaySettings(
         policy=namespace.policy,
         min_order=namespace.min_order,
@@ -201,6 +181,7 @@ def _replayed(namespace: argparse.Namespace) -> dict[str, Any]:
         begins_ns=_recorded(recording, told.recorded_begins(recording)) if namespace.times == "recorded" else None,
         requested_ns=recording.begin_ns if namespace.requested else recording.pending_ns(namespace.min_order),
         check=namespace.check,
+        **_chosen(namespace),
     )
     real = (
         read_real(namespace.against, recording.begin_ns, recording.end_ns)
@@ -215,40 +196,23 @@ def _replayed(namespace: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+def _chosen(namespace: argparse.Namespace) -> dict[str, Any]:
+    """The settings of a mode that were given."""
+    return {key: getattr(namespace, key) for key in (*_OWN_LISTS, *_PLACEMENT) if getattr(namespace, key) is not None}
+
+
+def _check_mode(namespace: argparse.Namespace) -> None:
+    """Raises: UsageError: a setting is given that the mode does not have."""
+    for key in _chosen(namespace):
+        modes = ("page", "demand") if key in _OWN_LISTS else ("demand",)
+        if namespace.mode not in modes:
+            raise UsageError(
+                f"--{key.replace('_', '-')}: a {namespace.mode} replay follows the recorded guest in this; it is for "
+                f"--mode {' or '.join(modes)}"
+            )
+
+
 def _recorded(recording: Recording, begins_ns: tuple[int, ...]) -> tuple[int, ...]:
     if not begins_ns:
         raise UsageError(f"--times recorded: {recording.name} holds no event `process`; leave it to the timer")
     return begins_ns
-
-
-def _print(talk: TextIO, found: dict[str, Any]) -> None:
-    """The figures for people."""
-    settings, unknown = found["settings"], found["unknown"]
-    talk.write(
-        f"{settings['policy']}, order {settings['min_order']}, delay {settings['delay_ns'] / 1e9:g} s, "
-        f"{settings['capacity']} blocks a report; {found['begin_s']:.3f} to {found['end_s']:.3f} s, "
-        f"{found['moves']} moves\n"
-    )
-    against = found.get("against")
-    for one in found["passes"] if against is None else against["passes"]:
-        if against is None:
-            size = format_size(one["bytes"])
-            talk.write(f"  {one['t_s']:10.3f} s  {one['reports']} reports, {one['blocks']} blocks, {size}\n")
-            continue
-        ours, real = (f"{one[key]:10.3f} s" if one[key] is not None else "      none" for key in ("t_s", "real_t_s"))
-        shared = f", {one['blocks_shared']} of {one['real_blocks']} blocks" if "real_blocks" in one else ""
-        talk.write(f"  ours {ours} {format_size(one['bytes'])}, real {real} {format_size(one['real_bytes'])}{shared}\n")
-    talk.write(
-        f"reported {format_size(found['reported_bytes'])}, {found['gib_min']:.3f} GiB·min, "
-        f"{found['refaults']} refaults ({found['refault_s']:.3f} s), host {found['host_cpu_s']:.3f} s\n"
-    )
-    talk.write("".join(f"  note: {count} {_NOTES[key]}\n" for key, count in unknown.items() if count))
-    if against is not None:
-        blocks, ratio = against["blocks_found"], against["bytes_ratio"]
-        talk.write(
-            f"against the real guest: {against['passes_within_5_percent']:.0%} of passes within 5 %"
-            + ("" if ratio is None else f", bytes {ratio:.4f}")
-            + ("" if blocks is None else f", blocks {blocks:.2%}")
-            + (f", memory off by {against['resident_off_mean']:.3%}" if "resident_off_mean" in against else "")
-            + "\n"
-        )

@@ -13,10 +13,21 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["SHARES", "episodes", "gib_min", "stayed_bytes", "throughput", "time_to_return", "times_to_return"]
+__all__ = [
+    "SHARES",
+    "episodes",
+    "gib_min",
+    "joined",
+    "stayed_bytes",
+    "throughput",
+    "time_to_return",
+    "times_to_return",
+    "without_cut_off",
+]
 
 SHARES = (0.5, 0.9, 0.99)  # of t50_s, t90_s, t99_s
 _GIB_MIN = (1 << 30) * 60.0
+_WAKING_S = 0.01  # a vCPU notes the end of its pause on its own, a little before or after the end of the work is noted
 
 Array = npt.NDArray[np.float64]
 Span = tuple[float, float]
@@ -59,6 +70,29 @@ def _intersection(one: Sequence[Span], two: Sequence[Span]) -> list[Span]:
         else:
             right += 1
     return found
+
+
+def joined(spans: Sequence[Span], t_s: Array, allocated: Array, end_s: float) -> list[Span]:
+    """The episodes, with those behind the one in which the work ended joined to it if nothing was freed in between.
+
+    A vCPU that is idle when the work ends wakes up to end, and that is no new episode: what a policy leaves behind, as
+    one that keeps to a watermark does, would else be an episode in which it gives nothing back.
+    """
+    found: list[Span] = []
+    for start, end in spans:
+        if found and found[-1][1] >= end_s - _WAKING_S:
+            low = max(0, int(np.searchsorted(t_s, found[-1][1], side="right")) - 1)
+            high = int(np.searchsorted(t_s, start, side="left")) + 1
+            if np.unique(allocated[low:high]).size <= 1:
+                found[-1] = (found[-1][0], end)
+                continue
+        found.append((start, end))
+    return found
+
+
+def without_cut_off(spans: Sequence[Span], least_s: float) -> list[Span]:
+    """The episodes without the last if it is shorter than ``least_s``: the end of the run has cut it off."""
+    return [span for at, span in enumerate(spans) if at < len(spans) - 1 or span[1] - span[0] >= least_s]
 
 
 def time_to_return(t_s: Array, resident: Array, allocated: Array, episode: Span, share: float) -> float | None:

@@ -11,7 +11,7 @@ from common.geometry import PAGE_BYTES
 from lab.experiment import derive
 from lab.experiment.metrics import METRICS, SERIES, RunResult
 from lab.experiment.spec import RunSpec
-from lab.hosts import HOST_DRIVEN
+from lab.hosts import HOST_DRIVEN, HOST_STARTED, host_period_ns
 from lab.outcome import Account, RunOutcome
 from lab.result import account_checks
 
@@ -81,9 +81,11 @@ def metrics_of(spec: RunSpec, host: Account, guest: Account, series: Series) -> 
     # What the host populated for an allocation had been given back, or was never there: like what a touch finds.
     refaults = guest["refaults"] + guest["reinstalled_bytes"] // PAGE_BYTES
     first_touches = guest["first_touches"] + (guest["installed_bytes"] - guest["reinstalled_bytes"]) // PAGE_BYTES
-    times = derive.times_to_return(
-        series["t_s"], series["resident_bytes"], series["allocated_bytes"], episodes_of(guest)
-    )
+    spans = derive.joined(episodes_of(guest), series["t_s"], series["allocated_bytes"], guest["work_s"])
+    period_ns = host_period_ns(spec.policy, spec.delay_ns)
+    if spec.policy in HOST_STARTED and period_ns is not None:  # nobody waits for the host's next word
+        spans = derive.without_cut_off(spans, period_ns / 1e9)
+    times = derive.times_to_return(series["t_s"], series["resident_bytes"], series["allocated_bytes"], spans)
     end_s = guest["work_s"] if guest["job_s"] is None else guest["job_s"]
     found: dict[str, float | None] = {
         "page_ops_per_s": derive.throughput(

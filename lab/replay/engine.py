@@ -5,24 +5,26 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from common.errors import UsageError
 from common.geometry import PAGE_BYTES
-from common.layout import FREE, KIND_MASK, ORDER_MASK, RESIDENT
+from common.layout import ALLOCATED, FREE, KIND_MASK, ORDER_MASK, RESIDENT
 from guest.allocator import entry
 from guest.allocator.zone import Zone, ZoneSettings
 from guest.reporting.cycle import Cycle, Outcome
 from guest.reporting.table import Policy, find_policy
-from lab.replay import kernels
+from lab.replay import kernels, lists
 from lab.replay.plan import Plan
-from lab.replay.start import Place, Watermarks, build_zone
+from lab.replay.start import Part, Place, Watermarks, batch_pages, build_zone
 from lab.replay.timer import Timer
-from lab.trace.snapshot import Snapshot
 
-__all__ = ["REFUSED", "Pass", "Prices", "Replay", "ReplaySettings"]
+__all__ = ["MODES", "REFUSED", "Pass", "Prices", "Replay", "ReplaySettings", "list_sizes"]
+
+MODES = ("zone", "page", "demand")
 
 REFUSED = ("hint", "shared", "oracle")  # a host begins their runs, or they know the future
 _LEAST_STEP_NS = 1_000_000
@@ -53,6 +55,8 @@ class ReplaySettings:
         begins_ns: when passes begin, in place of what the policy's own trigger and timer find.
         requested_ns: when a pass was asked for that had not begun as the recording began; None: there was none.
         check: validate every zone after each pass and at the end.
+        shuffle, merge_likely, seed: how the allocator places pages; of a demand replay.
+        pcp_batch, pcp_high: of the per-CPU lists of a page or demand replay; None: as the kernel derives them.
     """
 
     policy: str = "rotate"
@@ -65,6 +69,11 @@ class ReplaySettings:
     begins_ns: tuple[int, ...] | None = None
     requested_ns: int | None = None
     check: bool = True
+    shuffle: bool = False
+    merge_likely: bool = True
+    seed: int = 1
+    pcp_batch: int | None = None
+    pcp_high: int | None = None
 
 
 @dataclass
@@ -89,12 +98,17 @@ class Pass:
 
 @dataclass
 class _Lane:
-    """One zone, its plan, and how far it is."""
+    """One zone, its plan, and how far it is.
+
+    Attributes:
+        aside: what the kernels of a page or demand replay keep beside the zone, as they say.
+    """
 
     place: Place
     zone: Zone
     plan: Plan
     cycle: Cycle | None
+    aside: npt.NDArray[Any]
     row: int = 0
 
 
@@ -102,7 +116,8 @@ class Replay:
     """One recording under one policy.
 
     Args:
-        zones: with their watermarks, in the order in which the kernel walks them.
+        parts: the zones, in the order in which the kernel walks them.
+        mode: one of ``MODES``, for which their plans were made.
         begin_ns, end_ns: the part of the trace's clock that is replayed.
 
     Raises:
@@ -111,12 +126,11 @@ class Replay:
 
     def __init__(
         self,
-        plan: Plan,
-        zones: Sequence[tuple[Place, Watermarks]],
-        start: Snapshot,
+        parts: Sequence[Part],
         settings: ReplaySettings,
         prices: Prices,
         *,
+        mode: str = "zone",
         begin_ns: int,
         end_ns: int,
     ) -> None:
@@ -125,6 +139,7 @@ class Replay:
         self.policy: Policy = find_policy(settings.policy)
         self.settings = settings
         self.prices = prices
+        self.mode = mode
         self.begin_ns, self.end_ns = begin_ns, end_ns
         self.counts: npt.NDArray[np.int64] = np.zeros(kernels.COUNTS, np.int64)
         self.passes: list[Pass] = []
@@ -136,23 +151,25 @@ class Replay:
         self._pending_ns = self._pending()
         self._sample_ns = max(_SAMPLE_NS, (end_ns - begin_ns) // _SAMPLES)
         self._next_sample_ns = begin_ns
-        self._lanes = [self._lane(plan, place, marks, start) for place, marks in zones]
+        self._lanes = [self._lane(part) for part in parts]
         self.counts[kernels.C_RESIDENT] = sum(
             int(np.count_nonzero(lane.zone.resident_map() == RESIDENT)) for lane in self._lanes
         )
 
-    def _lane(self, plan: Plan, place: Place, marks: Watermarks, start: Snapshot) -> _Lane:
-        own = plan.of_pages(place.first, place.end)
-        settings, policy = self.settings, self.policy
+    def _lane(self, part: Part) -> _Lane:
+        place, own, settings, policy = part.place, part.plan, self.settings, self.policy
         high_water_mark = policy.high_water_mark if settings.high_water_mark is None else settings.high_water_mark
+        batch, high = list_sizes(place, part.marks, own.cpus, settings)
         zone = build_zone(
-            place,
-            marks,
-            start,
-            own,
+            part,
             ZoneSettings(
                 memory_bytes=0,
-                cpus=1,
+                cpus=own.cpus,
+                pcp_batch=batch,
+                pcp_high=high,
+                shuffle=settings.shuffle,
+                merge_likely=settings.merge_likely,
+                seed=settings.seed,
                 min_order=settings.min_order,
                 high_water_mark=high_water_mark,
                 trigger=policy.trigger,
@@ -165,7 +182,15 @@ class Replay:
             if self._pending_ns is None:  # the device was registered long ago
                 cycle.begin()
                 cycle.end(abandon=True)
-        return _Lane(place, zone, own, cycle)
+        return _Lane(place, zone, own, cycle, self._aside(zone))
+
+    def _aside(self, zone: Zone) -> npt.NDArray[Any]:
+        if self.mode == "page":
+            return np.zeros(zone.n_pages, np.int16)
+        if self.mode == "demand":  # what is in use at the start is where it was recorded
+            used = zone.page_states() & KIND_MASK == ALLOCATED
+            return np.where(used, np.arange(zone.n_pages), lists.NOWHERE).astype(np.int32)
+        return np.zeros(0, np.int16)
 
     def _pending(self) -> int | None:
         """When the pass is due that was asked for before the beginning; one that should have been is none."""
@@ -206,9 +231,15 @@ class Replay:
 
     def _until_request(self, now: int) -> tuple[int, int | None]:
         """Go on until a free asks for a pass, but no further than a pass that it asks for may begin."""
-        until = min(self.end_ns, now + max(self._timer.delay_ns, _LEAST_STEP_NS))
+        until = min(self.end_ns, max(now + max(self._timer.delay_ns, _LEAST_STEP_NS), self._alone_until()))
         requested = self._advance(until, stop=True)
         return (until, None) if requested is None else (requested, requested)
+
+    def _alone_until(self) -> int:
+        """Up to when nothing happens but in the zone with the most to come: it may go so far ahead of the others."""
+        *others, _ = sorted(self._lanes, key=lambda lane: len(lane.plan) - lane.row)
+        coming = [int(lane.plan.t_ns[lane.row]) for lane in others if lane.row < len(lane.plan)]
+        return min(coming, default=self.end_ns + 1) - 1
 
     def _advance(self, until_ns: int, *, stop: bool) -> int | None:
         """Apply what the recording did up to ``until_ns``; with ``stop``, when a pass was asked for first, if it was.
@@ -222,28 +253,30 @@ class Replay:
             for index in sorted(waiting):
                 lane = self._lanes[index]
                 end = int(np.searchsorted(lane.plan.t_ns, target, side="right"))
-                plan = lane.plan
-                lane.row = int(
-                    kernels.apply(
-                        lane.zone.address,
-                        plan.op,
-                        plan.pfn,
-                        plan.order,
-                        plan.migratetype,
-                        lane.row,
-                        end,
-                        stop,
-                        self.counts,
-                    )
-                )
+                if end > lane.row:
+                    self._move(lane, end, stop=stop)
                 if stop and lane.zone.requested():
-                    requests.append(int(plan.t_ns[lane.row - 1]))
+                    requests.append(int(lane.plan.t_ns[lane.row - 1]))
                     waiting.discard(index)
             if requests or target == until_ns:
                 break
             self.samples.append((target, int(self.counts[kernels.C_RESIDENT])))
             self._next_sample_ns += self._sample_ns
         return min(requests) if requests else None
+
+    def _move(self, lane: _Lane, end: int, *, stop: bool) -> None:
+        """Apply the rows of a lane's plan before ``end``; with ``stop``, no further than one that asks for a pass."""
+        plan, address = lane.plan, lane.zone.address
+        if self.mode == "zone":
+            lane.row = int(
+                kernels.apply(
+                    address, plan.op, plan.pfn, plan.order, plan.migratetype, lane.row, end, stop, self.counts
+                )
+            )
+            return
+        move = lists.apply_by_page if self.mode == "page" else lists.apply_by_demand
+        columns = (plan.op, plan.cpu, plan.pfn, plan.order, plan.migratetype)
+        lane.row = int(move(address, *columns, lane.aside, lane.row, end, stop, plan.repeats, self.counts))
 
     def _pass(self, now: int) -> tuple[int, bool]:
         """One pass over every zone; when it ended, and whether another one is asked for."""
@@ -303,6 +336,12 @@ class Replay:
         times = np.array([when for when, _ in self.samples], np.float64) / 60e9
         held = np.array([pages for _, pages in self.samples], np.float64) * PAGE_BYTES / 2**30
         return float(((held[1:] + held[:-1]) / 2 * np.diff(times)).sum())
+
+
+def list_sizes(place: Place, marks: Watermarks, cpus: int, settings: ReplaySettings) -> tuple[int, int]:
+    """pcp->batch and pcp->high of a zone's per-CPU lists, pages (zone_batchsize, zone_highsize)."""
+    batch = batch_pages(place) if settings.pcp_batch is None else settings.pcp_batch
+    return batch, settings.pcp_high or max(marks.boot_low // cpus, 4 * batch, 1)
 
 
 def _cycle(lane: _Lane) -> Cycle:

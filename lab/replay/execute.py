@@ -18,8 +18,8 @@ def execute(payload: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         payload: ``traces``: names; ``start``: name of the snapshot or ""; ``from_ns``, ``to_ns``: int or None;
-            ``memory_bytes``, ``min_free_kbytes``: 0 if not given; ``settings``: fields of ``ReplaySettings``;
-            ``blocks``: bool.
+            ``mode``: zone if not given; ``memory_bytes``, ``min_free_kbytes``: 0 if not given; ``settings``: fields of
+            ``ReplaySettings``; ``blocks``: bool.
 
     Raises:
         UsageError: as ``read_recording``, ``scene_of`` and ``Replay``.
@@ -31,6 +31,7 @@ def execute(payload: dict[str, Any]) -> dict[str, Any]:
         payload.get("to_ns"),
         payload.get("memory_bytes", 0),
         payload.get("min_free_kbytes", 0),
+        payload.get("mode", "zone"),
     )
     done = told.replay(scene, ReplaySettings(**payload["settings"]))
     done.run()
@@ -41,8 +42,14 @@ def execute(payload: dict[str, Any]) -> dict[str, Any]:
 
 @lru_cache(maxsize=2)
 def _scene(
-    traces: tuple[str, ...], start: str, from_ns: int | None, to_ns: int | None, memory_bytes: int, min_free_kbytes: int
+    traces: tuple[str, ...],
+    start: str,
+    from_ns: int | None,
+    to_ns: int | None,
+    memory_bytes: int,
+    min_free_kbytes: int,
+    mode: str,
 ) -> told.Scene:
     snapshot = read_snapshot(start) if start else None
     recording = read_recording(list(traces), snapshot, from_ns, to_ns)
-    return told.scene_of(recording, snapshot, memory_bytes=memory_bytes, min_free_kbytes=min_free_kbytes)
+    return told.scene_of(recording, snapshot, mode=mode, memory_bytes=memory_bytes, min_free_kbytes=min_free_kbytes)

@@ -21,7 +21,7 @@ from common.geometry import PAGE_BYTES
 from common.output import check_output, write_json
 from lab.replay import answer as told
 from lab.replay.against import passes_of
-from lab.replay.engine import Replay, ReplaySettings
+from lab.replay.engine import MODES, Replay, ReplaySettings
 from lab.replay.picture import draw
 from lab.replay.source import Recording, read_recording, since_last_pass
 from lab.trace.events import Event
@@ -41,6 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(arguments: list[str] | None) -> int:
     parser = CommandParser(prog="python -m lab.replay.fidelity", description=__doc__)
     parser.add_argument("folder", metavar="FOLDER")
+    parser.add_argument("--mode", choices=MODES, default="zone", help="as of `python -m lab replay` (default: zone)")
     parser.add_argument("--json", default="", metavar="PATH|-")
     parser.add_argument("--plot", default="", metavar="FILE.png")
     parser.add_argument("--force", action="store_true", help="overwrite files that exist")
@@ -54,7 +55,7 @@ def _run(arguments: list[str] | None) -> int:
         raise UsageError(f"{folder}: has no traces/oORDER_*.txt.gz; expected a folder of recordings")
     rows, panels = [], []
     for name in names:
-        for label, found, row in phases_of(folder, name):
+        for label, found, row in phases_of(folder, name, namespace.mode):
             rows.append(row)
             panels.append((label, found))
             sys.stderr.write(_line(row))
@@ -66,7 +67,7 @@ def _run(arguments: list[str] | None) -> int:
     return EXIT_OK
 
 
-def phases_of(folder: Path, name: str) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
+def phases_of(folder: Path, name: str, mode: str = "zone") -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
     """Label, answer and row of each phase of one guest."""
     told_order = _NAME.match(name)
     assert told_order is not None
@@ -82,7 +83,7 @@ def phases_of(folder: Path, name: str) -> list[tuple[str, dict[str, Any], dict[s
     for (number, begin_ns, label), (end_number, end_ns, end_label) in itertools.pairwise(marks):
         start = read_snapshot(str(folder / f"snapshots/{name}.snap{number:02d}_{label}.blocks.csv.gz"))
         end = read_snapshot(str(folder / f"snapshots/{name}.snap{end_number:02d}_{end_label}.blocks.csv.gz"))
-        answer, figures = _phase(_part(whole, begin_ns, end_ns), start, end, order)
+        answer, figures = _phase(_part(whole, begin_ns, end_ns), start, end, order, mode)
         figures = {"recording": name, "phase": end_label, "order": order, **figures}
         found.append((f"order {order}, {end_label}", answer, figures))
     return found
@@ -102,8 +103,10 @@ def _part(whole: Recording, begin_ns: int, end_ns: int) -> Recording:
     )
 
 
-def _phase(part: Recording, start: Snapshot, end: Snapshot, order: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    scene = told.scene_of(part, start)
+def _phase(
+    part: Recording, start: Snapshot, end: Snapshot, order: int, mode: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    scene = told.scene_of(part, start, mode=mode)
     done = told.replay(scene, ReplaySettings(min_order=order, requested_ns=part.pending_ns(order)))
     done.run()
     answer = told.answer(done, scene, blocks=False)

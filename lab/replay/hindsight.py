@@ -24,6 +24,16 @@ SILENT = 2  # its pages were on the buddy lists: somebody took them without an e
 LISTED = -1
 MOVABLE = int(Migratetype.MOVABLE)
 UNKNOWN_TYPE = -1
+MIXED_TYPE = -2  # of several types, one after the other: whose lists its pages were on when is not known
+
+
+@kernel
+def see_type(block_types, block, migratetype):  # type: ignore[no-untyped-def]
+    """A pageblock is of this type as a zone event tells."""
+    if block_types[block] == UNKNOWN_TYPE:
+        block_types[block] = migratetype
+    elif block_types[block] != migratetype:
+        block_types[block] = MIXED_TYPE
 
 
 @kernel
@@ -63,7 +73,7 @@ def find_unseen(  # type: ignore[no-untyped-def]
                 pages[page] = row + 1 if listed else LISTED
         elif event == _TAKE:
             if types[row] >= 0:
-                block_types[pfn >> PAGEBLOCK_ORDER] = types[row]
+                see_type(block_types, pfn >> PAGEBLOCK_ORDER, types[row])
             for page in range(pfn, pfn + (1 << order)):
                 if pages[page] > 0:
                     found[pages[page] - 1] = BYPASS
@@ -71,7 +81,7 @@ def find_unseen(  # type: ignore[no-untyped-def]
         elif event == _GIVE:
             freed = pages[pfn]
             if types[row] >= 0:
-                block_types[pfn >> PAGEBLOCK_ORDER] = types[row]
+                see_type(block_types, pfn >> PAGEBLOCK_ORDER, types[row])
             if freed > 0:
                 key = list_key(np.int64(cpus[freed - 1]), order, np.int64(types[row]))
                 newest[key] = max(newest[key], freed)

@@ -48,14 +48,18 @@ from lab.trace.events import Event
 __all__ = [
     "COUNTS",
     "C_CONFLICTS",
+    "C_FAILED",
     "C_FIRST_TOUCHES",
     "C_NOT_FREE",
     "C_NOT_USED",
     "C_REFAULTS",
     "C_RESIDENT",
     "FREED_FIRST",
+    "MT_FIELD",
     "OF_PAGEBLOCK",
+    "OP_ALLOC",
     "OP_CONVERT",
+    "OP_FREE",
     "OP_GIVE",
     "OP_MOVE",
     "OP_STEAL",
@@ -64,12 +68,14 @@ __all__ = [
     "WAS_LISTED",
     "WAS_OFF",
     "apply",
+    "containing_block",
     "discard",
     "mark_first",
     "pages_held",
     "seed",
     "set_resident",
     "take_exact",
+    "take_pages",
     "touch",
     "touch_all",
     "write_types",
@@ -91,6 +97,8 @@ OP_TOUCH = 2  # a block is handed out, and used
 OP_STEAL = 3  # a free block goes to another type's list
 OP_MOVE = 4  # and what else is free in its pageblock with it
 OP_CONVERT = 5  # and its pageblocks' types too
+OP_ALLOC = 6  # pages are allocated, and used
+OP_FREE = 7  # and freed, through per-CPU lists
 OF_PAGEBLOCK = -1  # in place of a migratetype: that of the pageblock
 
 # Counts of a replay.
@@ -100,7 +108,8 @@ C_CONFLICTS = 2  # blocks that were being reported, or held, as the recording to
 C_REFAULTS = 3  # pages touched after they were returned
 C_FIRST_TOUCHES = 4  # pages touched that had never been there
 C_RESIDENT = 5  # pages the host holds, now
-COUNTS = 6
+C_FAILED = 6  # pages of allocations for which there was no room
+COUNTS = 7
 
 
 @kernel

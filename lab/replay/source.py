@@ -14,7 +14,7 @@ from common.errors import UsageError
 from lab.trace.columns import NO_TEXT, Columns
 from lab.trace.events import PAGE_EVENTS, Event
 from lab.trace.formats import open_input
-from lab.trace.health import Watch
+from lab.trace.health import Watch, refusals_of
 from lab.trace.reader import Batch, read_all
 from lab.trace.snapshot import Snapshot
 from lab.trace.store import TraceFile
@@ -22,6 +22,7 @@ from lab.trace.store import TraceFile
 __all__ = ["Recording", "read_recording", "since_last_pass", "snapshot_time_ns"]
 
 _PARQUET = b"PAR1"
+_NEEDED = ("t_ns", "cpu", "event", "pfn", "order", "migratetype")
 _SNAPSHOT_NAME = re.compile(r"snap(\d+)")
 _SNAPSHOT_MARK = re.compile(r"snap idx=(\d+) t0=(\d+\.\d+) t1=(\d+\.\d+)")
 
@@ -65,10 +66,12 @@ def read_recording(names: list[str], start: Snapshot | None, from_ns: int | None
     """
     parts: list[Batch] = []
     health: dict[str, Any] | None = None
+    refusals: list[str] = []
     if len(names) == 1 and _is_imported(names[0]):
         imported = TraceFile(names[0])
         rows = _rows_of(imported)
         health = dict(imported.metadata.get("health") or {})
+        refusals = refusals_of(health) if health else []
     else:
         parts = list(read_all(names))
         rows = Columns.joined([part.columns for part in parts])
@@ -86,7 +89,6 @@ def read_recording(names: list[str], start: Snapshot | None, from_ns: int | None
             f"{names[0]}: has no page event from {begin_ns / 1e9:.6f} to {end_ns / 1e9:.6f} s; it spans "
             f"{first_ns / 1e9:.6f} to {last_ns / 1e9:.6f} s"
         )
-    refusals: list[str] = []
     if health is None:
         watch = Watch(start)
         for batch in parts:
@@ -121,20 +123,14 @@ def _is_imported(name: str) -> bool:
 
 
 def _rows_of(imported: TraceFile) -> Columns:
+    """The columns that a replay looks at."""
     arrays: dict[str, npt.NDArray[Any]] = {
-        name: np.ascontiguousarray(array) for name, array in imported.columns().items()
+        name: np.ascontiguousarray(array) for name, array in imported.columns(*_NEEDED).items()
     }
-    rows = len(imported)
-    arrays["line"] = np.zeros(rows, np.int64)
-    arrays["text_id"] = np.full(rows, NO_TEXT, np.int32)
-    texts = imported.texts()
-    with_text = _rows_with_text(imported)
+    with_text, texts = imported.texts()
+    arrays["text_id"] = np.full(len(imported), NO_TEXT, np.int32)
     arrays["text_id"][with_text] = np.arange(len(texts), dtype=np.int32)
-    return Columns(arrays, [text for _, _, text in texts])
-
-
-def _rows_with_text(imported: TraceFile) -> npt.NDArray[np.intp]:
-    return np.flatnonzero(np.array(imported.columns("text")["text"] != None, np.bool_))  # noqa: E711  an object array
+    return Columns(arrays, texts)
 
 
 def snapshot_time_ns(rows: Columns, start: Snapshot | None) -> int | None:

@@ -20,18 +20,19 @@ from common.geometry import (
 )
 from common.layout import NEVER_TOUCHED, RESIDENT, RETURNED
 from guest.allocator.zone import Zone, ZoneSettings
-from lab.replay import kernels
-from lab.replay.plan import Plan
-from lab.replay.source import Recording
-from lab.trace.events import Event
-from lab.trace.snapshot import UNKNOWN_PAGES, Snapshot, free_heads
+from lab.replay import kernels, survey
+from lab.replay.plan import Plan, is_listed
+from lab.trace.snapshot import Snapshot
 
 __all__ = [
     "ZONE_ENDS",
+    "Part",
     "Place",
     "Watermarks",
+    "batch_pages",
     "build_zone",
     "machine_pages",
+    "part_of",
     "places",
     "recommended_kbytes",
     "watermarks",
@@ -43,16 +44,22 @@ _GUESS_PAGES = 1 << 14  # a machine whose size nobody tells has a multiple of 64
 _MIN_KBYTES = 128
 _MAX_KBYTES = 1 << 18
 _SCALE = 10  # vm.watermark_scale_factor
-_OTHER_MACHINE_SHARE, _OTHER_MACHINE_LEAST = 0.5, 1000  # fewer may all lie between the snapshot and the recording
+_MIB_PAGES = (1 << 20) // PAGE_BYTES
 MOVABLE = int(Migratetype.MOVABLE)
 
 
 @dataclass(frozen=True)
 class Watermarks:
-    """Pages. ``lowest`` is WMARK_MIN."""
+    """Pages. ``lowest`` is WMARK_MIN.
+
+    Attributes:
+        boot_low: WMARK_LOW before khugepaged raised min_free_kbytes; the per-CPU lists have kept to it (as seen in a
+            6.1 guest: some 630 pages a CPU of 1 GiB and two).
+    """
 
     lowest: int
     low: int
+    boot_low: int = 0
 
 
 @dataclass(frozen=True)
@@ -114,9 +121,13 @@ def recommended_kbytes(zones: list[Place]) -> int:
     managed. A guest without huge pages has less: then it is given.
     """
     total = sum(zone.pages for zone in zones)
-    own = min(max(math.isqrt((total * PAGE_BYTES >> 10) * 16), _MIN_KBYTES), _MAX_KBYTES)
     pages = len(zones) * PAGEBLOCK_PAGES * (2 + PCP_MIGRATETYPES * PCP_MIGRATETYPES)
-    return max(own, min(pages, total // 20) * PAGE_BYTES >> 10)
+    return max(_boot_kbytes(total), min(pages, total // 20) * PAGE_BYTES >> 10)
+
+
+def _boot_kbytes(pages: int) -> int:
+    """vm.min_free_kbytes of so many pages without huge pages (init_per_zone_wmark_min)."""
+    return min(max(math.isqrt((pages * PAGE_BYTES >> 10) * 16), _MIN_KBYTES), _MAX_KBYTES)
 
 
 def watermarks(zones: list[Place], min_free_kbytes: int) -> list[Watermarks]:
@@ -125,40 +136,65 @@ def watermarks(zones: list[Place], min_free_kbytes: int) -> list[Watermarks]:
     Mirrors __setup_per_zone_wmarks, with all pages taken as managed.
     """
     total = sum(zone.pages for zone in zones)
-    pages = (min_free_kbytes << 10) // PAGE_BYTES
     found = []
     for zone in zones:
-        lowest = pages * zone.pages // total
-        found.append(Watermarks(lowest, lowest + max(lowest // 4, zone.pages * _SCALE // 10000)))
+        lowest, low = _marks(zone, total, min_free_kbytes)
+        found.append(Watermarks(lowest, low, _marks(zone, total, _boot_kbytes(total))[1]))
     return found
 
 
-def build_zone(place: Place, marks: Watermarks, start: Snapshot, plan: Plan, settings: ZoneSettings) -> Zone:
-    """A zone of our own with the free blocks of the snapshot, and the host's pages under it.
+def _marks(zone: Place, total: int, min_free_kbytes: int) -> tuple[int, int]:
+    lowest = ((min_free_kbytes << 10) // PAGE_BYTES) * zone.pages // total
+    return lowest, lowest + max(lowest // 4, zone.pages * _SCALE // 10000)
+
+
+def batch_pages(zone: Place) -> int:
+    """Pages that a per-CPU list of such a zone is filled and drained by (zone_batchsize)."""
+    batch = max(1, min(zone.pages >> 10, _MIB_PAGES) // 4)
+    return max(1, (1 << ((batch + batch // 2).bit_length() - 1)) - 1)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A zone of the recorded machine as the recording begins: what all replays of it share.
+
+    Attributes:
+        plan: its rows, pfns counted from the zone's first.
+        types: int64, of every pageblock. pfn, order, reported, list_type, turn: of its free blocks; ``turn`` sorts
+            those of a list. resident: uint8, what the host holds of every page.
+    """
+
+    place: Place
+    marks: Watermarks
+    plan: Plan
+    types: npt.NDArray[np.int64]
+    pfn: npt.NDArray[np.int64]
+    order: npt.NDArray[np.int64]
+    reported: npt.NDArray[np.bool_]
+    list_type: npt.NDArray[np.int64]
+    turn: npt.NDArray[np.int64]
+    resident: npt.NDArray[np.uint8]
+
+
+def part_of(place: Place, marks: Watermarks, start: Snapshot, plan: Plan, *, follow: bool) -> Part:
+    """One zone of a machine whose free blocks are those of ``start``.
 
     The snapshot tells neither types nor the order of the lists. A pageblock is of the type that the recording frees its
     pages under first, else of the one that they are taken from, else MOVABLE. A block is on the list that it is first
     taken from (before it was stolen, if it was), else on that of its pageblock. A list holds what is not reported
     first, in the order in which the recording takes it, then by pfn; what is reported comes behind, as drained.
+    Where pages are placed by an allocator of ours (not ``follow``), a list is by pfn, as memory is freed at boot.
     """
-    zone = Zone.private(
-        replace(
-            settings,
-            memory_bytes=place.pages * PAGE_BYTES,
-            min_watermark=marks.lowest,
-            low_watermark=marks.low,
-        )
-    )
-    types = _pageblock_types(place, plan)
-    kernels.write_types(zone.address, types)
-    resident = np.full(place.pages, RESIDENT, np.uint8)
+    own = plan.of_pages(place.first, place.end)
+    types = _pageblock_types(place, own)
     inside = (start.pfn >= place.first) & (start.pfn < place.end)
     pfn = start.pfn[inside] - place.first
     order = start.order[inside].astype(np.int64)
-    reported = start.reported[inside] & (order >= settings.min_order)
-    first_take, list_type = _first_takes(pfn, order, plan, place.first, types)
-    turn = np.lexsort((pfn, first_take, reported))
-    kernels.seed(zone.address, pfn[turn], order[turn], list_type[turn], reported[turn])
+    if follow:
+        turn, list_type = _first_takes(pfn, order, own, place, types)
+    else:
+        turn, list_type = np.zeros(pfn.size, np.int64), types[pfn >> PAGEBLOCK_ORDER]
+    resident = np.full(place.pages, RESIDENT, np.uint8)
     held = start.host_allocated_pages[inside]
     for head, size, was_reported, pages in zip(
         pfn.tolist(), (1 << order).tolist(), start.reported[inside].tolist(), held.tolist(), strict=True
@@ -166,120 +202,63 @@ def build_zone(place: Place, marks: Watermarks, start: Snapshot, plan: Plan, set
         away = RETURNED if was_reported else NEVER_TOUCHED
         known = (0 if was_reported else size) if pages < 0 else pages
         resident[head + known : head + size] = away
-    kernels.set_resident(zone.address, resident)
-    return zone
+    return Part(place, marks, own, types, pfn, order, start.reported[inside], list_type, turn, resident)
 
 
-def nothing_known() -> Snapshot:
-    """A snapshot that knows of no free block: what ``corrected`` makes of it was learnt from the events alone."""
-    empty: npt.NDArray[np.int64] = np.zeros(0, np.int64)
-    return Snapshot("nothing", "none", empty, empty.astype(np.uint8), empty.astype(np.bool_), empty, 0)
-
-
-def corrected(start: Snapshot, recording: Recording, pages: int) -> tuple[Snapshot, int]:
-    """The snapshot as it must have been when the recording began, and how many pages that changes.
-
-    Between the two pages may have changed hands. A page whose first event is that the zone hands it out was on the
-    buddy lists; one that is first drained to them, freed, or handed out by a per-CPU list was not, and neither were
-    those below it in its block that no event names: a block is handed out from its low end, and they are still where
-    they went then. What the host holds stays as it was seen. Where the recording begins with the snapshot, a page that
-    is free in it and freed first was taken later, without an event.
-
-    Raises:
-        UsageError: the recording contradicts the snapshot throughout.
-    """
-    first: npt.NDArray[np.uint8] = np.zeros(pages, np.uint8)
-    rows = recording.rows
-    event = rows["event"]
-    telling = np.where(event <= Event.mm_page_pcpu_drain, event, 255).astype(np.int16)
-    telling[(telling == 255) | (event == Event.mm_page_free_batched)] = -1
-    kernels.mark_first(first, telling, rows["pfn"], rows["order"])
-    free = start.free_map(pages)
-    if recording.at_snapshot:
-        first[free & (first == kernels.FREED_FIRST)] = 0
-    wrong = (free & (first >= kernels.WAS_OFF)) | (~free & (first == kernels.WAS_LISTED))
-    told = int(np.count_nonzero(first))
-    contradicted = int(np.count_nonzero(wrong))
-    if start.pfn.size and contradicted >= _OTHER_MACHINE_LEAST and contradicted > told * _OTHER_MACHINE_SHARE:
-        raise UsageError(
-            f"{start.name}: of {told} pages that {recording.name} names, {contradicted} were not as it says; expected "
-            "a snapshot of the same machine, taken when the recording begins"
+def build_zone(part: Part, settings: ZoneSettings) -> Zone:
+    """A zone of our own with a part's free blocks, and the host's pages under it; its lists shuffled if it shuffles."""
+    zone = Zone.private(
+        replace(
+            settings,
+            memory_bytes=part.place.pages * PAGE_BYTES,
+            min_watermark=part.marks.lowest,
+            low_watermark=part.marks.low,
         )
-    for pfn, order in zip(start.pfn.tolist(), start.order.tolist(), strict=True):
-        taken = np.flatnonzero(wrong[pfn : pfn + (1 << order)])
-        if taken.size:  # expand() hands a block out from its low end
-            wrong[pfn : pfn + int(taken[-1])] |= first[pfn : pfn + int(taken[-1])] == 0
-    changed = int(np.count_nonzero(wrong))
-    if not changed:
-        return start, 0
-    pfn, order = free_heads(free ^ wrong)
-    return _as_seen(start, pfn, order, pages), changed
-
-
-def _as_seen(start: Snapshot, pfn: npt.NDArray[np.int64], order: npt.NDArray[np.uint8], pages: int) -> Snapshot:
-    """Free blocks ``pfn`` with what the snapshot says of them: Reported if they are the same blocks still."""
-    held: npt.NDArray[np.int8] = np.ones(pages, np.int8)  # in use: the host has it
-    unknown: npt.NDArray[np.bool_] = np.zeros(pages, np.bool_)
-    before = {}
-    for row, (head, size) in enumerate(
-        zip(start.pfn.tolist(), (1 << start.order.astype(np.int64)).tolist(), strict=True)
-    ):
-        before[head, size] = row
-        count = int(start.host_allocated_pages[row])
-        unknown[head : head + size] = count < 0
-        away = bool(start.reported[row]) if count < 0 else True
-        held[head + max(count, 0) : head + size] = 0 if away else 1
-    sizes = 1 << order.astype(np.int64)
-    same = [before.get(block, -1) for block in zip(pfn.tolist(), sizes.tolist(), strict=True)]
-    totals = np.concatenate([np.zeros(1, np.int64), np.cumsum(held, dtype=np.int64)])
-    counts = totals[pfn + sizes] - totals[pfn]
-    counts[unknown[pfn] & np.array([row >= 0 for row in same], np.bool_)] = UNKNOWN_PAGES
-    return replace(
-        start,
-        pfn=pfn,
-        order=order,
-        reported=np.array([row >= 0 and bool(start.reported[row]) for row in same], np.bool_),
-        host_allocated_pages=counts,
     )
+    kernels.write_types(zone.address, part.types)
+    reported = part.reported & (part.order >= settings.min_order)
+    shuffled = np.random.default_rng(settings.seed).permutation(part.pfn.size) if settings.shuffle else part.turn
+    turn = np.lexsort((part.pfn, shuffled, reported))
+    kernels.seed(zone.address, part.pfn[turn], part.order[turn], part.list_type[turn], reported[turn])
+    kernels.set_resident(zone.address, part.resident)
+    return zone
 
 
 def _pageblock_types(place: Place, plan: Plan) -> npt.NDArray[np.int64]:
     """Types at the start: what the first free says, else the first allocation; before a theft, whose it was."""
     types = np.full(place.pages >> PAGEBLOCK_ORDER, MOVABLE, np.int64)
-    told_ns = np.full(types.size, np.iinfo(np.int64).max, np.int64)
-    for op in (kernels.OP_TAKE, kernels.OP_GIVE):  # what is freed says more, so it is written last
-        rows = np.flatnonzero((plan.op == op) & (plan.migratetype >= 0))
-        blocks, first = np.unique(plan.pfn[rows] >> PAGEBLOCK_ORDER, return_index=True)
-        types[blocks] = plan.migratetype[rows[first]]
-        told_ns[blocks] = plan.t_ns[rows[first]]
+    told = np.full(types.size, -1, np.int64)
+    survey.first_types(plan.op, plan.pfn, plan.migratetype, types, told)
     for steal in reversed(plan.steals):
         if not steal.convert:
             continue
         first_block = ((steal.pfn - place.first) & ~((1 << steal.order) - 1)) >> PAGEBLOCK_ORDER
         for block in range(first_block, first_block + max(1, (1 << steal.order) // PAGEBLOCK_PAGES)):
-            if told_ns[block] >= steal.t_ns:
+            if told[block] < 0 or plan.t_ns[told[block]] >= steal.t_ns:
                 types[block] = steal.from_type
     return types
 
 
 def _first_takes(
-    pfn: npt.NDArray[np.int64], order: npt.NDArray[np.int64], plan: Plan, base: int, types: npt.NDArray[np.int64]
+    pfn: npt.NDArray[np.int64],
+    order: npt.NDArray[np.int64],
+    plan: Plan,
+    place: Place,
+    types: npt.NDArray[np.int64],
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Of each free block: the row that takes from it first (a row beyond all for none), and the list it is on."""
     never = len(plan)
     first_take = np.full(pfn.size, never, np.int64)
-    list_type = types[pfn >> PAGEBLOCK_ORDER] if pfn.size else np.zeros(0, np.int64)
-    rows = np.flatnonzero(plan.op == kernels.OP_TAKE)
-    if not pfn.size or not rows.size:
-        return first_take, list_type
-    block = np.searchsorted(pfn, plan.pfn[rows], side="right") - 1
-    inside = (block >= 0) & (plan.pfn[rows] < pfn[block] + (np.int64(1) << order[block]))
-    touched, index = np.unique(block[inside], return_index=True)
-    first_take[touched] = rows[inside][index]
-    list_type[touched] = plan.migratetype[first_take[touched]]
+    list_type = types[pfn >> PAGEBLOCK_ORDER]
+    block_of = np.full(place.pages, -1, np.int32)
+    for index, (head, size) in enumerate(zip(pfn.tolist(), (1 << order).tolist(), strict=True)):
+        block_of[head : head + size] = index
+    survey.first_rows(plan.op, plan.pfn, block_of, first_take)
+    touched = np.flatnonzero(first_take < never)
+    taken_from = plan.migratetype[first_take[touched]]
+    list_type[touched] = np.where(is_listed(taken_from), taken_from, list_type[touched])
     for steal in reversed(plan.steals):
-        at = int(np.searchsorted(pfn, steal.pfn - base, side="right")) - 1
-        inside_it = at >= 0 and steal.pfn - base < pfn[at] + (1 << int(order[at]))
-        if inside_it and (first_take[at] == never or plan.t_ns[first_take[at]] >= steal.t_ns):
+        at = int(block_of[steal.pfn - place.first])
+        if at >= 0 and (first_take[at] == never or plan.t_ns[first_take[at]] >= steal.t_ns):
             list_type[at] = steal.from_type
     return first_take, list_type

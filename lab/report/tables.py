@@ -20,12 +20,17 @@ _FEW = ("throughput_vs_off", "page_ops_per_s", "gib_min", "t90_s", "refaults", "
 
 @dataclass(frozen=True)
 class TableData:
-    """A table as text. ``marks``: for each cell ``+``, ``-``, ``~``, ``!`` or nothing, as on the terminal."""
+    """A table as text. ``marks``: for each cell ``+``, ``-``, ``~``, ``!`` or nothing, as on the terminal.
+
+    Attributes:
+        words: how many columns, from the first on, hold words; they stand to the left, figures to the right.
+    """
 
     title: str
     headers: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     marks: tuple[tuple[str, ...], ...]
+    words: int = 1
 
 
 def comparison_tables(comparison: Comparison) -> list[TableData]:
@@ -42,7 +47,7 @@ def comparison_tables(comparison: Comparison) -> list[TableData]:
         marks = tuple(("",) * 5 + (distance_texts(one)[-1],) for one in comparison.distances)
         headers = ("workload", "policy", "figure", "live", "virtual", "apart")
         title = f"Virtual time against live (! beyond {CLOSE_PERCENT:g} %)"
-        tables.append(TableData(title, headers, texts, marks))
+        tables.append(TableData(title, headers, texts, marks, words=3))
     return tables
 
 
@@ -89,7 +94,8 @@ def markdown(title: str, findings: Sequence[str], tables: Sequence[TableData], n
     for table in tables:
         parts += ["", f"## {_escaped(table.title)}", ""]
         parts.append(_line(table.headers))
-        parts.append("|" + "|".join("---" if index == 0 else "---:" for index in range(len(table.headers))) + "|")
+        rules = ["---" if index < table.words else "---:" for index in range(len(table.headers))]
+        parts.append(f"|{'|'.join(rules)}|")
         for texts, marks in zip(table.rows, table.marks, strict=True):
             parts.append(_line([f"{text} {sign}".rstrip() for text, sign in zip(texts, marks, strict=True)]))
     return "\n".join([*parts, "", *(f"- {_escaped(note)}" for note in notes), ""])

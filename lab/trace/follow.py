@@ -155,8 +155,10 @@ class Pages:
 
     def known_pages(self) -> tuple[int, int]:
         """Pages whose state the events tell, and those whose state events or snapshot tell."""
-        used = self._pool[: self._leaves]
-        from_events = int(np.count_nonzero(used & _TOUCHED))
-        if not self._end:
-            return from_events, 0
-        return from_events, int(np.count_nonzero(used & _STATE))
+        from_events = altogether = 0
+        for number in np.flatnonzero(self._top >= 0).tolist():
+            within = max(0, min(_LEAF, self.n_pages - (number << _LEAF_SHIFT)))  # a leaf may go beyond the machine
+            used = self._pool[self._top[number], :within]
+            from_events += int(np.count_nonzero(used & _TOUCHED))
+            altogether += int(np.count_nonzero(used & _STATE))
+        return from_events, altogether if self._end else 0

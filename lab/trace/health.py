@@ -14,7 +14,7 @@ from lab.trace.follow import FOLLOWED, Pages
 from lab.trace.reader import Batch, Source
 from lab.trace.snapshot import Snapshot
 
-__all__ = ["STRICT_SHARE", "Health", "Watch"]
+__all__ = ["STRICT_SHARE", "Health", "Watch", "lines_of", "refusals_of"]
 
 STRICT_SHARE = 0.001  # of the events of a kind, that --strict lets contradict each other
 _BULK_SHARE = 0.05  # the same for frees of free pages: __alloc_pages_bulk() has no event in any kernel
@@ -140,22 +140,31 @@ class Health:
 
     def lines(self) -> list[str]:
         """For people to read."""
-        facts = self.facts
-        types = ", ".join(f"{name} {count}" for name, count in facts["by_type"].items() if count)
-        cpus = ", ".join(str(cpu) for cpu in facts["cpus"][:16]) + (", …" if len(facts["cpus"]) > 16 else "")
-        known = facts["known_share"]
-        with_snapshot, batched = known["with_snapshot"], facts["by_type"]["mm_page_free_batched"]
-        lines = [
-            f"events       {facts['events']}: {types}",
-            f"span         {facts['span_s']:.3f} s, from {facts['first_s']:.6f} to {facts['last_s']:.6f}",
-            f"CPUs         {cpus}",
-            f"frees        {facts['frees']} in all; the {batched} batched ones are among them and counted once",
-            f"known pages  {known['from_events']:.1%} of {facts['pages']} by the events"
-            + ("" if with_snapshot is None else f", {with_snapshot:.1%} with the snapshot")
-            + f"; {known['at_the_event']:.1%} of the page events met a page whose state was known",
-        ]
-        lines += [f"{note['level']:<12} {note['text']}" for note in facts["notes"]]
-        return lines
+        return lines_of(self.facts)
+
+
+def lines_of(facts: dict[str, Any]) -> list[str]:
+    """A trace's health for people to read, from the facts as the JSON has them."""
+    types = ", ".join(f"{name} {count}" for name, count in facts["by_type"].items() if count)
+    cpus = ", ".join(str(cpu) for cpu in facts["cpus"][:16]) + (", …" if len(facts["cpus"]) > 16 else "")
+    known = facts["known_share"]
+    with_snapshot, batched = known["with_snapshot"], facts["by_type"]["mm_page_free_batched"]
+    lines = [
+        f"events       {facts['events']}: {types}",
+        f"span         {facts['span_s']:.3f} s, from {facts['first_s']:.6f} to {facts['last_s']:.6f}",
+        f"CPUs         {cpus}",
+        f"frees        {facts['frees']} in all; the {batched} batched ones are among them and counted once",
+        f"known pages  {known['from_events']:.1%} of {facts['pages']} by the events"
+        + ("" if with_snapshot is None else f", {with_snapshot:.1%} with the snapshot")
+        + f"; {known['at_the_event']:.1%} of the page events met a page whose state was known",
+    ]
+    lines += [f"{note['level']:<12} {note['text']}" for note in facts["notes"]]
+    return lines
+
+
+def refusals_of(facts: dict[str, Any]) -> list[str]:
+    """What ``--strict`` does not let pass, a sentence each, from the facts as the JSON has them."""
+    return _judged(facts, facts["sources"])[1]
 
 
 class Watch:

@@ -157,8 +157,8 @@ class TraceFile:
             table = self._file.read_row_group(number, list(names or DTYPES))
             yield {name: table.column(name).to_numpy() for name in table.column_names}
 
-    def texts(self) -> list[tuple[int, int, str]]:
-        """(t_ns, event, text) of each event that has a text."""
-        table = self._file.read(["t_ns", "event", "text"])
-        told = table.filter(table.column("text").is_valid())
-        return list(zip(*(told.column(name).to_pylist() for name in ("t_ns", "event", "text")), strict=True))
+    def texts(self) -> tuple[npt.NDArray[np.int64], list[str]]:
+        """The rows that have a text, and their texts."""
+        column = self._file.read(["text"]).column("text")
+        valid = column.is_valid().to_numpy()
+        return np.flatnonzero(valid).astype(np.int64), column.drop_null().to_pylist()

@@ -46,7 +46,10 @@ class Series:
 
 
 class Episodes:
-    """How soon free memory goes back once all vCPUs are idle or done."""
+    """How soon free memory goes back once all vCPUs are idle or done.
+
+    A rest in which nothing was allocated or freed since the last one goes on with it (as ``derive.joined``).
+    """
 
     SHARES = (0.5, 0.9, 0.99)
 
@@ -56,11 +59,22 @@ class Episodes:
         self._since = 0.0
         self._pages = 0
         self._returned = 0
+        self._done = (-1, -1)
         self._open: list[float] = []
+        self._resting = False
 
-    def begin(self, now: float, pages: int, returned: int) -> None:
-        """All came to rest, with ``pages`` free and resident, and ``returned`` given back so far. None: no episode."""
-        self._open = []
+    def begin(self, now: float, pages: int, returned: int, done: tuple[int, int]) -> None:
+        """All came to rest, with ``pages`` free and resident, and ``returned`` given back so far. None: no episode.
+
+        Args:
+            done: page operations so far, and pages that are allocated; the same as before: nothing was freed.
+        """
+        self._resting = True
+        if done == self._done:
+            self.progress(now, returned)
+            return
+        self._close()
+        self._done = done
         if pages > 0:
             self.count += 1
             self._since, self._pages, self._returned = now, pages, returned
@@ -68,11 +82,21 @@ class Episodes:
 
     def progress(self, now: float, returned: int) -> None:
         """``returned`` pages have been given back by now."""
-        while self._open and returned - self._returned >= self._open[0] * self._pages:
+        while self._resting and self._open and returned - self._returned >= self._open[0] * self._pages:
             self._times[self._open.pop(0)].append(now - self._since)
 
     def end(self) -> None:
-        """Somebody works again, or all is over: what was not reached is infinitely far."""
+        """Somebody works again."""
+        self._resting = False
+
+    def finish(self, now: float, least_ns: float = 0.0) -> None:
+        """All is over. An episode that this cuts off before ``least_ns`` counts for nothing."""
+        if now - self._since < least_ns:
+            self._open = []
+        self._close()
+
+    def _close(self) -> None:
+        """What was not reached is infinitely far."""
         for share in self._open:
             self._times[share].append(math.inf)
         self._open = []

@@ -13,7 +13,7 @@ from guest.reporting.cycle import Cycle, Outcome
 from guest.reporting.table import Policy, find_policy
 from guest.workloads.vcpu import BUDGET_PAGES, WorkloadSettings, check_workload
 from lab.experiment.spec import ORACLE, RunSpec
-from lab.hosts import check_host, host_period_ns
+from lab.hosts import HOST_STARTED, check_host, host_period_ns
 from lab.virtual.account import Books
 from lab.virtual.clock import Clock
 from lab.virtual.costs import Costs
@@ -155,7 +155,8 @@ class VirtualMachine:
                 progress = self._check_progress(*progress)
         self.settled = clock.now
         self.books.pass_time(clock.now)
-        self.books.episodes.end()
+        cut_off_ns = self.delay_ns if self.spec.policy in HOST_STARTED else 0  # nobody waits for the host's next word
+        self.books.episodes.finish(clock.now, cut_off_ns)
         if self.reporter is not None:
             self.reporter.stop()
         if self.populator is not None:

@@ -55,7 +55,8 @@ class World:
         self.at_rest += 1
         if self.at_rest == self.spec.vcpus:
             free_resident = self.books.resident - self.allocated
-            self.books.episodes.begin(self.clock.now, free_resident, self.words.returned_pages)
+            done = (self.operations, self.allocated)
+            self.books.episodes.begin(self.clock.now, free_resident, self.words.returned_pages, done)
 
     def wake(self) -> None:
         """An idle vCPU works again."""

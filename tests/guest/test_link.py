@@ -143,6 +143,7 @@ def test_a_welcome_to_somebody_else_is_none(host: HandHost) -> None:
 def test_a_refusal_is_told_once_with_its_reason(host: HandHost) -> None:
     with open_wire(host.lab) as wire:
         wire.link.start()
+        host.pid = 1 << 22  # beyond every pid: its welcome is none
         host.meet()
         for _time in range(2):
             host.say(Refuse("the name is taken"))

@@ -14,8 +14,8 @@ from common.geometry import Migratetype
 from lab.advise.choose import Want, choose, front, knee, sensitivity, without_rebuild
 from lab.advise.grid import DEFAULT, OFF, Setting, grid
 from lab.advise.measure import Drop, Row, large_frees, worst_after
+from lab.advise.steps import how_to_set
 from lab.advise.wants import Target, parse_budget, parse_target
-from lab.advise.words import how_to_set
 from lab.cli import main
 from lab.replay.kernels import OP_GIVE, OP_TAKE, OP_TOUCH
 from lab.replay.plan import Plan
@@ -267,8 +267,11 @@ def test_nothing_is_overwritten_unasked(tmp_path: Path, capsys: pytest.CaptureFi
     out = tmp_path / "out"
     command = ["advise", *recorded(tmp_path), *GRID, "--orders", "9", "--out", str(out), "--quiet"]
     assert main(command) == 0
-    assert sorted(path.name for path in out.iterdir()) == ["answer.md", "data.json", "picture.png"]
-    assert (out / "picture.png").read_bytes().startswith(b"\x89PNG")
+    drawn = [f"{name}.{kind}" for name in ("memory", "picture") for kind in ("png", "svg")]
+    assert sorted(path.name for path in out.iterdir()) == ["answer.md", "data.json", "index.html", *drawn]
+    for name in ("memory", "picture"):
+        assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert f"({name}.png)" in (out / "answer.md").read_text()
     assert "## How sure this is" in (out / "answer.md").read_text()
     before = (out / "data.json").read_bytes()
     assert main(command) == 2

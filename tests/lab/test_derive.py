@@ -50,6 +50,33 @@ def test_without_vcpus_or_pauses_there_are_no_episodes() -> None:
     assert derive.episodes([[(1.0, 2.0)], [(2.0, 3.0)]]) == []
 
 
+def test_a_rest_behind_the_work_goes_on_with_the_one_before_if_nothing_was_freed() -> None:
+    """A vCPU that slept when the work ended wakes up to end; one that freed something begins a new episode."""
+    t_s, steady = column(0, 2, 4, 6, 8), column(9, 3, 3, 3, 3)
+    spans = [(1.0, 3.0), (3.5, 5.0), (5.1, 8.0)]
+    assert derive.joined(spans, t_s, steady, 5.0) == [(1.0, 3.0), (3.5, 8.0)], "work lies between the first two"
+    assert derive.joined(spans, t_s, steady, 5.05) == spans, "and between the last two, if it ended there"
+    assert derive.joined(spans, t_s, steady, 3.0) == [(1.0, 8.0)]
+    assert derive.joined(spans, t_s, column(9, 3, 3, 0, 0), 5.0) == spans
+    assert derive.joined([], t_s, steady, 5.0) == []
+
+
+def test_what_the_policy_left_behind_is_no_episode_of_its_own() -> None:
+    """100 of 104 are given back in 2 s; the 4 that stay would else be never given back, and the median infinite."""
+    t_s, resident, allocated = column(0, 1, 2, 3, 4), column(104, 104, 4, 4, 4), np.zeros(5)
+    spans = [(0.0, 3.0), (3.1, 4.0)]
+    assert derive.times_to_return(t_s, resident, allocated, spans, (0.9,)) == (None,)
+    joined = derive.joined(spans, t_s, allocated, 3.0)
+    assert derive.times_to_return(t_s, resident, allocated, joined, (0.9,)) == (2.0,)
+
+
+def test_an_episode_that_the_end_cuts_off_counts_from_a_length_on() -> None:
+    spans = [(0.0, 1.0), (2.0, 3.5)]
+    assert derive.without_cut_off(spans, 1.5) == spans
+    assert derive.without_cut_off(spans, 1.6) == spans[:1]
+    assert derive.without_cut_off([], 1.0) == []
+
+
 @pytest.mark.parametrize(("share", "seconds"), [(0.25, 1.0), (0.26, 2.0), (0.5, 2.0), (0.51, 3.0), (1.0, 3.0)])
 def test_time_to_return_counts_what_was_free_and_resident(share: float, seconds: float) -> None:
     assert derive.time_to_return(T_S, RESIDENT, ALLOCATED, (2.0, 5.0), share) == seconds

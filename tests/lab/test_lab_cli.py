@@ -47,7 +47,8 @@ def test_help_names_every_command_and_loads_none() -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "flag"), [("compare", "--policies"), ("report", "--out"), ("doctor", "--clean"), ("soak", "--for")]
+    ("command", "flag"),
+    [("compare", "--policies"), ("report", "--out"), ("doctor", "--clean"), ("soak", "--for"), ("chaos", "--kills")],
 )
 def test_help_of_a_command_is_light(command: str, flag: str) -> None:
     code, modules, out, err = run_lab(command, "--help")

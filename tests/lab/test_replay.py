@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from guest.reporting.cycle import Cycle, Outcome
 from lab.replay import hindsight, kernels
 from lab.replay.against import RealPass, compare
 from lab.replay.engine import Pass
+from lab.replay.learn import corrected, eased, first_events, learnt
 from lab.replay.plan import build_plan
 from lab.replay.source import Recording
-from lab.replay.start import ZONE_ENDS, corrected, machine_pages, nothing_known, places, recommended_kbytes, watermarks
+from lab.replay.start import ZONE_ENDS, Watermarks, machine_pages, places, recommended_kbytes, watermarks
 from lab.replay.timer import Timer
 from lab.trace.columns import Columns
 from lab.trace.events import Event
@@ -149,6 +151,16 @@ def test_a_block_taken_while_it_is_reported_is_lost_to_the_report() -> None:
             ],
             [0, 0, hindsight.SILENT],
         ),
+        # Its pageblock was of another type first: it was on that type's list.
+        (
+            [
+                (Event.mm_page_alloc_zone_locked, 7, 0, 0, 0),
+                (Event.mm_page_free, 7, 0, -1, 0),
+                (Event.mm_page_free, 8, 0, -1, 0),
+                (Event.mm_page_pcpu_drain, 8, 0, 1, 1),
+            ],
+            [0, 0, 0, 0],
+        ),
     ],
 )
 def test_moves_without_an_event_are_found(rows: list[tuple[Any, ...]], expected: list[int]) -> None:
@@ -243,8 +255,8 @@ def test_a_snapshot_of_before_is_corrected(tmp_path: Path) -> None:
         (Event.mm_page_alloc_zone_locked, 3073, 0, 1, 0),
     )
     recording = Recording("rows", rows, {}, [], 10**9, 2 * 10**9, at_snapshot=False)
-    found, changed = corrected(read_snapshot(str(path)), recording, PAGES)
-    assert changed == 4
+    found, correction = corrected(read_snapshot(str(path)), recording, PAGES)
+    assert (correction.changed, correction.contradicted, correction.named) == (4, 2, 2)
     blocks = dict(zip(found.pfn.tolist(), zip(found.order.tolist(), found.reported.tolist(), strict=True), strict=True))
     assert 1024 not in blocks
     assert blocks[1027] == (0, False)
@@ -256,8 +268,34 @@ def test_a_snapshot_of_before_is_corrected(tmp_path: Path) -> None:
 def test_without_a_snapshot_the_state_is_learnt_from_the_events() -> None:
     rows = columns((Event.mm_page_alloc_zone_locked, 2048, 9, 1, 0), (Event.mm_page_pcpu_drain, 64, 0, 1, 0))
     recording = Recording("rows", rows, {}, [], 10**9, 2 * 10**9, at_snapshot=False)
-    found, _ = corrected(nothing_known(), recording, PAGES)
+    found = learnt(recording, first_events(recording, PAGES))
     assert list(zip(found.pfn.tolist(), found.order.tolist(), strict=True)) == [(2048, 9)]
+
+
+def test_without_a_snapshot_a_guest_that_reports_has_reported_what_is_free() -> None:
+    """From the least order on that its own reports have; one that reports nothing has reported nothing."""
+    rows = columns(
+        (Event.mm_page_alloc_zone_locked, 2048, 10, 1, 0),
+        (Event.mm_page_alloc_zone_locked, 4, 1, 1, 0),
+        (Event.report, 0, 0, -1, 0),
+    )
+    rows["text_id"][2] = 0
+    rows.texts.append("nents=1 0x200:9 bytes=2097152")
+    recording = Recording("rows", rows, {}, [], 10**9, 2 * 10**9, at_snapshot=False)
+    found = learnt(recording, first_events(recording, PAGES))
+    assert list(zip(found.pfn.tolist(), found.reported.tolist(), strict=True)) == [(4, False), (2048, True)]
+    silent = replace(recording, rows=rows.take(slice(0, 2)))
+    assert not learnt(silent, first_events(silent, PAGES)).reported.any()
+
+
+def test_what_no_event_names_counts_as_free_for_the_gate() -> None:
+    """M4 where there is no snapshot: a guest that is idle but for a few pages is not short of memory."""
+    rows = columns((Event.mm_page_alloc_zone_locked, 64, 4, 1, 0))
+    recording = Recording("rows", rows, {}, [], 10**9, 2 * 10**9, at_snapshot=False)
+    first = first_events(recording, PAGES)
+    zones = [(place, Watermarks(100, 5000)) for place in places(PAGES)]
+    (_, marks), *_ = eased(zones, first)
+    assert (marks.lowest, marks.low) == (100 - (PAGES - 16), 5000 - (PAGES - 16))
 
 
 def test_the_timer_wheel_rounds_up_to_its_granularity() -> None:

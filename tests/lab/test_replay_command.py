@@ -215,6 +215,9 @@ def test_a_table_of_reports_stands_for_the_real_guest(
         (("--against", "{start}"), "report"),
         (("--start", "{large}x"), "large.csvx"),
         (("--times", "recorded", "--to", "8.5"), "process"),
+        (("--shuffle",), "--mode demand"),
+        (("--mode", "page", "--no-merge-likely"), "--mode demand"),
+        (("--pcp-batch", "7"), "--mode page or demand"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -259,6 +262,55 @@ def test_a_recording_without_zone_events_is_refused(tmp_path: Path, capsys: pyte
     trace.write_text("5.000000001 [0] 7 mm_page_alloc: pfn=0x10 order=0 migratetype=1 gfp=0x0\n")
     assert main(["replay", str(trace)]) == 2
     assert "mm_page_pcpu_drain" in capsys.readouterr().err
+
+
+def without(lines: list[str], *events: str) -> list[str]:
+    return [line for line in lines if not any(f" {event}:" in line for event in events)]
+
+
+def test_allocations_and_frees_alone_find_the_same_blocks(
+    tmp_path: Path, run_replay: Callable[..., dict[str, Any]]
+) -> None:
+    """A page replay of a guest without per-CPU lists is exact, though no event tells what reached the buddy lists."""
+    guest, trace, start = recorded(tmp_path)
+    Path(trace).write_text("".join(without(guest.lines, "mm_page_alloc_zone_locked", "mm_page_pcpu_drain")))
+    requested = guest.t_ns
+    found = run_replay(trace, "--start", start, *SMALL, "--mode", "page", "--pcp-batch", "0", "--blocks")
+    assert requested > 0
+    assert found["reported"] == [[list(block) for block in blocks] for blocks in guest.reported if blocks]
+    assert found["settings"]["mode"] == "page"
+    assert not any(found["unknown"].values())
+
+
+def test_a_demand_replay_takes_the_switches_of_its_allocator(
+    tmp_path: Path, run_replay: Callable[..., dict[str, Any]]
+) -> None:
+    """Same demand, same placement, same answer; the switches are told with it, and nothing goes without memory."""
+    _, trace, start = recorded(tmp_path)
+    flags = (trace, "--start", start, *SMALL, "--mode", "demand", "--pcp-batch", "0", "--blocks")
+    plain, again, other = (run_replay(*flags, *more) for more in ((), (), ("--shuffle", "--no-merge-likely")))
+    assert plain == again
+    assert plain["reported_bytes"] > 0
+    assert plain["unknown"]["failed_pages"] == other["unknown"]["failed_pages"] == 0
+    assert (plain["settings"]["shuffle"], plain["settings"]["merge_likely"]) == (False, True)
+    assert (other["settings"]["shuffle"], other["settings"]["merge_likely"]) == (True, False)
+
+
+def test_a_recording_without_allocations_is_refused_by_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trace = tmp_path / "trace.txt"
+    trace.write_text("5.000000001 [0] 7 mm_page_pcpu_drain: pfn=0x10 order=0 migratetype=1\n")
+    assert main(["replay", str(trace), "--mode", "demand"]) == 2
+    assert "mm_page_free" in capsys.readouterr().err
+
+
+def test_strict_refuses_an_imported_file_with_gaps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What the import found holds for the replay too, though the text is not read again."""
+    guest, _, start = recorded(tmp_path)
+    lossy, packed = tmp_path / "lossy.txt", str(tmp_path / "lossy.parquet")
+    lossy.write_text("".join(["CPU:0 [LOST 5 EVENTS]\n", *guest.lines]))
+    assert main(["import", str(lossy), "--out", packed, "--quiet"]) == 0
+    assert main(["replay", packed, "--start", start, *SMALL, "--strict"]) == 2
+    assert "lost by the recorder" in capsys.readouterr().err
 
 
 def test_many_settings_go_over_the_executor_seam(tmp_path: Path) -> None:

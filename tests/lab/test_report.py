@@ -24,6 +24,7 @@ from lab.experiment.spec import Mode, RunSpec
 from lab.report.findings import findings, headline, what_was_run
 from lab.report.front import fronts
 from lab.report.load import Experiment, format_ns, load_experiment, name_results, setting_text
+from lab.report.page import render_page
 from lab.report.tables import comparison_tables, markdown, runs_csv, summary_csv
 from lab.report.write import PAGE, write_report
 from tests.lab.experiments import made_result, toy
@@ -323,3 +324,14 @@ def test_what_cannot_be_reported_on_is_told(capsys: pytest.CaptureFixture[str]) 
     ):
         assert main(arguments) == 2
         assert capsys.readouterr().err == f"{said}\n"
+
+
+def test_columns_of_words_stand_to_the_left_on_the_page_and_in_markdown(comparison: Experiment) -> None:
+    """The last table has a workload, a policy and a figure in front, the others a name."""
+    tables = comparison_tables(comparison.comparison)
+    assert [table.words for table in tables] == [1, 1, 1, 1, 3]
+    rules = [line for line in markdown("t", [], tables, []).splitlines() if line.startswith("|---")]
+    assert [rule.count("---|") for rule in rules] == [table.words for table in tables]
+    shown = Page(render_page(comparison, tables, []))
+    heads = [attributes.get("class") == "words" for tag, attributes in shown.tags if tag == "th"]
+    assert heads == [at < table.words for table in tables for at in range(len(table.headers))]

@@ -77,8 +77,12 @@ def test_a_file_holds_what_the_text_said(form: str, tmp_path: Path) -> None:
 def test_texts_survive(tmp_path: Path) -> None:
     said = "nents=2 0xe400:10 0xcc00:9 bytes=6291456"
     imported(tmp_path, recording(ROWS) + f"99.000000001 [0] 29 report: {said}\n99.1 [1] 7 mark: ümläut  end\n")
-    told = TraceFile(str(tmp_path / "t.parquet")).texts()
-    assert told == [(99_000_000_001, Event.report, said), (99_100_000_000, Event.mark, "ümläut  end")]
+    trace = TraceFile(str(tmp_path / "t.parquet"))
+    rows, texts = trace.texts()
+    assert texts == [said, "ümläut  end"]
+    columns = trace.columns("t_ns", "event")
+    assert columns["t_ns"][rows].tolist() == [99_000_000_001, 99_100_000_000]
+    assert columns["event"][rows].tolist() == [Event.report, Event.mark]
 
 
 def test_row_groups_join_to_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,7 @@
-"""``python -m lab record``: the commands it prints, and the script, which really records where that is possible."""
+"""``python -m lab record``: the commands it prints, and that any POSIX shell takes the script."""
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -12,12 +11,7 @@ import pytest
 from common.cli import CommandParser
 from lab.commands import record
 from lab.trace.events import PAGE_EVENTS
-from lab.trace.health import Watch
-from lab.trace.reader import read_all
 from lab.trace.record import instructions, script
-from lab.trace.snapshot import read_snapshot
-
-TRACEFS = ("/sys/kernel/tracing", "/sys/kernel/debug/tracing")
 
 
 def parser() -> CommandParser:
@@ -75,22 +69,11 @@ def test_the_script_refuses_wrong_usage_in_one_line(words: list[str], tmp_path: 
     assert not list(tmp_path.iterdir())
 
 
-def test_a_recording_of_this_machine_can_be_read(tmp_path: Path) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("tracefs and /proc/kpageflags are for root")
-    if not any(os.access(f"{place}/events/kmem/mm_page_alloc/enable", os.W_OK) for place in TRACEFS):
-        pytest.skip("tracefs is not mounted or not writable here")
-    folder = tmp_path / "recording"
-    work = f"dd if=/dev/zero of={tmp_path}/file bs=64k count=64 2>/dev/null; rm {tmp_path}/file"
-    command = ["/bin/sh", "-s", "--", "-b", "8192", "-o", str(folder), "sh", "-c", work]
+def test_shellcheck_has_nothing_to_say() -> None:
+    found = shutil.which("shellcheck")
+    if found is None:
+        pytest.skip("there is no shellcheck here")
+    # SC2317: it does not see that the trap calls `finish`.
+    command = [found, "--shell=sh", "--exclude=SC2317", "-"]
     done = subprocess.run(command, input=script(), text=True, capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr
-    start = read_snapshot(str(folder / "start.kpageflags"))
-    watch = Watch(start)
-    for batch in read_all([str(folder / "trace.txt")]):
-        watch.see(batch)
-    facts = watch.health().facts
-    assert facts["by_type"]["mm_page_alloc"] > 50
-    assert facts["by_type"]["mark"] == 2
-    assert facts["unrecognised_lines"] == 0
-    assert "clock: mono" in (folder / "about.txt").read_text()
+    assert (done.returncode, done.stdout) == (0, "")

@@ -19,6 +19,7 @@ from guest.reporting.cycle import Batch, Outcome
 from guest.workloads.vcpu import VCpu, WorkloadSettings
 from lab.experiment.metrics import METRICS, SERIES, RunResult
 from lab.experiment.spec import RunSpec
+from lab.virtual.account import Episodes
 from lab.virtual.costs import Costs
 from lab.virtual.machine import VirtualMachine
 from lab.virtual.run import run_virtual
@@ -41,6 +42,7 @@ SPEC = RunSpec(
 PROGRAM = """
 import json, sys
 from lab.experiment.spec import RunSpec
+from lab.virtual.account import Episodes
 from lab.virtual.costs import Costs
 from lab.virtual.run import run_virtual
 spec = RunSpec.from_dict(json.loads(sys.argv[1]))
@@ -219,6 +221,30 @@ def test_an_idle_time_too_short_to_give_anything_back_counts_for_none() -> None:
     assert sum(math.isfinite(time) for time in times) <= 1  # the last one, in which the guest settles
     assert machine.books.episodes.seconds(0.5) is None  # most did not get there
     machine.close()
+
+
+def test_a_rest_in_which_nothing_was_freed_goes_on_with_the_last() -> None:
+    """As ``derive.joined``: the second rest of the same work is no episode, the third is."""
+    episodes = Episodes()
+    episodes.begin(0.0, 100, 0, (7, 0))
+    episodes.progress(1e9, 50)
+    episodes.end()
+    episodes.progress(2e9, 80)  # somebody works: it may be what was freed now
+    episodes.begin(3e9, 100, 90, (7, 0))
+    assert episodes.count == 1
+    assert [episodes.seconds(share) for share in (0.5, 0.9)] == [1.0, 3.0]
+    episodes.begin(5e9, 10, 100, (9, 0))
+    episodes.finish(6e9)
+    assert episodes.count == 2
+    assert episodes._times[0.99] == [math.inf, math.inf]
+
+
+def test_what_the_end_cuts_off_counts_for_nothing_where_nobody_waits() -> None:
+    for least_ns, times in ((0.0, [math.inf]), (2e9, [])):
+        episodes = Episodes()
+        episodes.begin(0.0, 100, 0, (7, 0))
+        episodes.finish(1e9, least_ns)
+        assert episodes._times[0.5] == times
 
 
 def test_the_series_is_steady_and_agrees_with_the_integral() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from common.errors import UsageError
+from common.geometry import PAGEBLOCK_ORDER
 from guest.reporting.table import POLICIES
 from lab.experiment.metrics import RunResult
 from lab.experiment.spec import RunSpec
@@ -201,3 +202,49 @@ def test_the_length_of_steps_costs_nothing() -> None:
         times.append(machine.work_ended)
         machine.close()
     assert times[0] == pytest.approx(times[1], rel=0.03)
+
+
+def test_hold_gives_back_all_but_its_watermark_in_the_one_rest_that_follows() -> None:
+    """What it keeps to the high watermark is not given back, and is no rest of its own when the work ends."""
+    spec = SPEC.but(policy="hold", vcpus=1, fill=0.7, hold_ns=5 * MS, idle_ns=4_000 * MS, duration_ns=900 * MS)
+    result = ran(spec.but(delay_ns=100 * MS))
+    assert result.facts["episodes"] == 1
+    assert 0 < metric(result, "t50_s") <= metric(result, "t90_s") < 0.1, "the delay, and a run"
+    assert result.metrics["t99_s"] is None, "the watermark is more than a hundredth of so small a guest"
+
+
+@pytest.mark.parametrize("policy", ["boundary", "rotate"])
+def test_an_allocation_fails_only_while_large_blocks_are_in_flight(policy: str) -> None:
+    """S10: what is in flight is missing, at most ``capacity`` blocks, and the largest go first. With one at a time none
+    fails, as without reporting.
+    """
+    crowded = RunSpec(
+        policy=policy,
+        workload="churn",
+        memory=256 * MIB,
+        vcpus=1,
+        fill=0.85,
+        high_water_mark=2,
+        capacity=16,
+        duration_ns=150 * MS,
+        delay_ns=20 * MS,
+    )
+    for spec in (crowded.but(capacity=1), crowded.but(policy="off")):
+        assert metric(ran(spec), "failed_allocations") == 0
+    machine = VirtualMachine(crowded, COSTS)
+    advance, failed, missing = machine.world.clock.advance, 0, []
+
+    def watched() -> bool:
+        nonlocal failed
+        before = machine.zone.statistics().in_flight_pages
+        going_on = advance()
+        if machine.words.failed_allocations > failed:
+            failed = machine.words.failed_allocations
+            missing.append(before)
+        return going_on
+
+    machine.world.clock.advance = watched  # type: ignore[method-assign]
+    machine.run()
+    machine.close()
+    assert failed > 0
+    assert min(missing) >= 1 << PAGEBLOCK_ORDER, "a block that would have done was out each time"
