@@ -10,7 +10,7 @@ import os
 from array import array
 from dataclasses import dataclass, field
 
-from lab.soak.flat import MIN_LOOKS, Trend, judge_count, judge_memory
+from lab.soak.flat import MIN_LOOKS, MIN_SPAN_S, Trend, judge_count, judge_memory
 
 __all__ = ["Census", "Look", "Track", "look_at"]
 
@@ -61,8 +61,8 @@ class Track:
         self.threads.append(look.threads)
 
     def trends(self) -> tuple[Trend, ...]:
-        """The three figures; empty for a process that was seen too seldom."""
-        if len(self.times_s) < MIN_LOOKS:
+        """The three figures; empty for a process that was seen too seldom or too briefly."""
+        if len(self.times_s) < MIN_LOOKS or self.times_s[-1] - self.times_s[0] < MIN_SPAN_S:
             return ()
         return (
             judge_memory(self.times_s, self.anonymous_bytes, records_bytes=self.records_bytes),

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["MIN_LOOKS", "RECORDS_BYTES", "Trend", "judge_count", "judge_memory", "theil_sen"]
+__all__ = ["MIN_LOOKS", "MIN_SPAN_S", "RECORDS_BYTES", "Trend", "judge_count", "judge_memory", "theil_sen"]
 
-MIN_LOOKS = 16  # of a process; whoever was seen less often is not judged
+MIN_LOOKS = 16  # of a process; whoever was seen less often or for less long is not judged: it still loads its code
+MIN_SPAN_S = 30.0
 LEAST_BYTES = 1 << 20
 SHARE = 64
 # guest/usage.py keeps 16384 rows, guest/reporting/reporter.py 65536 reports, each a tuple of integers: 14 MiB in all.

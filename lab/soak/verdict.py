@@ -156,7 +156,7 @@ def summary_text(result: Mapping[str, Any]) -> list[str]:
     lines = [line.format_map(result) for line in lines]
     for name, figures in result["processes"].items():
         if not figures:
-            lines.append(f"  {name:24} seen too seldom to be judged")
+            lines.append(f"  {name:24} seen too briefly to be judged")
             continue
         memory = figures["memory"]
         counts = ", ".join(

@@ -97,10 +97,13 @@ def test_one_descriptor_more_is_found_and_coming_and_going_is_not() -> None:
     assert leaking.growth >= 1
 
 
-def test_who_was_seen_seldom_is_not_judged() -> None:
-    track = Track(1, 0)
+def test_who_was_seen_seldom_or_briefly_is_not_judged() -> None:
+    track, brief = Track(1, 0), Track(1, 0)
     look = look_at(os.getpid())
     assert look is not None
+    for index in range(10 * MIN_LOOKS):
+        brief.add(index / 10, look)
+    assert brief.trends() == ()
     for index in range(MIN_LOOKS - 1):
         track.add(float(index), look)
     assert track.trends() == ()
@@ -253,7 +256,7 @@ def test_the_compactor_works_looks_and_tells_a_breach(zone: Zone) -> None:
 
 def measured() -> tuple[Trend, ...]:
     """Trends as a census makes them, of a process that does nothing."""
-    track = Track(1, 0, array("d", range(MIN_LOOKS)))
+    track = Track(1, 0, array("d", range(0, 4 * MIN_LOOKS, 4)))
     for column in (track.anonymous_bytes, track.descriptors, track.threads):
         column.extend([30] * MIN_LOOKS)
     return track.trends()
