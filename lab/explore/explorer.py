@@ -297,10 +297,11 @@ def explore(
     Raises:
         UsageError: as ``Scenario.check``.
     """
-    started = time.monotonic()
     search = _Search(scenario, memory_bytes)
     result = search.result
     frontier, first_id = [search.add_roots(roots)], 0
+    search.expand(frontier[0][:0], 0)  # of nothing: the first call compiles, and that is not exploring
+    started = time.monotonic()
     while not result.why:
         following, result.why = search.level(frontier, first_id, started + seconds)
         result.transitions, result.seconds = int(search.counts[1]), time.monotonic() - started
