@@ -39,7 +39,7 @@ _WARM_UP = ("-m", "guest", "--warm-up")
 _SELF = "soak"  # this process, in the census
 _ANY = 1 << 30  # more signals to stop than will ever come
 _LOOKS = 600  # at each process, over the whole run
-_GRACE_S = 60.0  # for a process that was told to stop: it settles for ten seconds at most, on a busy machine longer
+_GRACE_S = 120.0  # for a process that was told to stop: it settles for ten seconds at most, on a busy machine longer
 _STALL_S = 120.0  # a guest whose vCPUs did nothing for so long hangs
 _START_S = 300.0  # for everybody to be there, on a machine that others use too
 _VISITS = 200  # a visitor's longest stay is this part of the run, and two seconds at least
@@ -140,7 +140,7 @@ class _Soak:
             started.append((role.name, stage.start_guest(role.name, role.settings), RECORDS_BYTES))
             self._found.guests += 1
         self._await()
-        for role in self._roles:
+        for role in () if stage.children.interrupted or self._found.failures else self._roles:
             for index, what in enumerate(role.attached):
                 name = f"{role.name}+{what}"
                 seed = (self._plan.seed + 1000 * index + 7) % (1 << 32)
