@@ -83,9 +83,9 @@ def _take_lock(lab: str) -> int:
     while True:
         try:
             descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
-        except PermissionError:
-            raise _foreign(path, lab) from None
         except OSError as error:
+            if isinstance(error, PermissionError) and os.path.lexists(path):
+                raise _foreign(path, lab) from None
             raise shm_refusal(f"cannot open {path}", error) from error
         if not _is_plain(descriptor):
             os.close(descriptor)

@@ -441,4 +441,4 @@ class Link:
         """True if sent, False if the queue stays full. Raises ``PeerError`` or ``MachineError`` when there is none."""
         with Queue.open(names.control_queue(self._lab), read=False, write=True) as control:
             data = messages.encode(message)
-            return control.stand_in_line(data, timeout_s) if timeout_s else control.send(data, 0)
+            return control.send(data, 0) or (timeout_s > 0 and control.stand_in_line(data, timeout_s))

@@ -11,6 +11,7 @@ import itertools
 import os
 import random
 import secrets
+import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -42,6 +43,7 @@ _LOOKS = 600  # at each process, over the whole run
 _GRACE_S = 120.0  # for a process that was told to stop: it settles for ten seconds at most, on a busy machine longer
 _STALL_S = 120.0  # a guest whose vCPUs did nothing for so long hangs
 _START_S = 300.0  # for everybody to be there, on a machine that others use too
+_TOLD_EARLY = (-signal.SIGTERM, 128 + signal.SIGTERM)  # of a guest that was told to end while it loaded
 _VISITS = 200  # a visitor's longest stay is this part of the run, and two seconds at least
 _STOP_EVERY_S = (1.0, 4.0)  # from one stop of a host to the next
 _STOP_FOR_S = (0.02, 0.4)  # past the guests' deadline at times
@@ -278,6 +280,8 @@ class _Soak:
     def _take(self, ended: Ended) -> None:
         """Count what an ended process says of itself."""
         found, account, name = self._found, ended.account, ended.end.name
+        if name in self._visitors and not account and ended.end.exit_code in _TOLD_EARLY:
+            return  # the run was over before it had come
         lab = self._labs.get(name)  # of a guest
         if ended.hung:
             found.hung.append(name)

@@ -150,10 +150,10 @@ def kill_at(nursery: Nursery, survivor: Survivor, point: str, seed: int, *, sure
 
 @pytest.mark.parametrize("point", IN_KERNELS)
 def test_s3_s4_death_in_a_kernel_is_repaired(lab_name: str, nursery: Nursery, point: str) -> None:
-    """At the first, the third and the fortieth time: each finds the zone in another state."""
+    """At the first and at the third time: each finds the zone in another state."""
     survivor = Survivor(lab_name)
     for seed, count in enumerate((1, 3)):
-        kill_at(nursery, survivor, f"{point}:{count}", seed)
+        kill_at(nursery, survivor, f"{point}:{count}", seed, surely=count == 1)
     survivor.end()
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from common.geometry import PAGE_BYTES, PAGEBLOCK_ORDER, Migratetype
+from common.geometry import PAGE_BYTES, PAGEBLOCK_ORDER, TOP_ORDER, Migratetype
 from common.ramobject import RamObject
 from common.statistics import HISTOGRAM_WORDS
 from guest.allocator.entry import register_device, unregister_device
@@ -54,8 +54,8 @@ class Victim:
         """A round of everything."""
         for _ in range(12):
             self.random.choice((self.acquire, self.acquire, self.release))()
-        self.allocate_unused()
         self.move_pageblocks()
+        self.allocate_unused()
         self.zone.drain(self.cpu)
         for policy in self.random.sample(POLICIES, 3):
             self.report_under(policy)
@@ -94,7 +94,9 @@ class Victim:
             self.zone.free(pfn, order, cpu=self.cpu)
 
     def move_pageblocks(self) -> None:
-        for pageblock in self.random.sample(range(self.zone.n_pages >> PAGEBLOCK_ORDER), 4):
+        chosen = self.random.sample(range(self.zone.n_pages >> PAGEBLOCK_ORDER), 4)
+        whole = self.zone.free_list(TOP_ORDER, Migratetype.MOVABLE)  # halves of a free block of the top order
+        for pageblock in [*chosen, *(pfn >> PAGEBLOCK_ORDER for pfn, _reported in whole[:1])]:
             self.zone.isolate(pageblock)
             self.zone.unisolate(pageblock)
             self.zone.set_pageblock_migratetype(pageblock, self.random.choice(TYPES))

@@ -98,8 +98,20 @@ def test_every_setting_reaches_the_guests(tmp_path: Path) -> None:
     )  # fmt: skip
     plan = make_plan(settings, tmp_path)
     assert settings_of(HostSettings, plan.host).inhibit_discard
-    # The demo has a duration, no job, and corrupts no guest on purpose.
-    own = {"host", "name", "json", "quiet", "seed", "work_pages", "wait_for_ack"}
+    # The demo has a duration, no job, corrupts no guest on purpose, and nobody joins its guests or follows them.
+    own = {
+        "host",
+        "name",
+        "json",
+        "quiet",
+        "seed",
+        "work_pages",
+        "wait_for_ack",
+        "keep",
+        "attach",
+        "join",
+        "spare_slots",
+    }
     for number, process in enumerate(plan.guests, start=1):
         guest = settings_of(GuestSettings, process)
         assert (guest.host, guest.name, guest.json) == (plan.lab, f"guest-{number}", str(process.account))

@@ -224,7 +224,7 @@ def _replayed(record: Callable[[Path], Path], tmp_path: Path, capsys: pytest.Cap
 
 def _is_sound(found: dict[str, Any]) -> None:
     by_type = found["health"]["by_type"]
-    for name in ("mm_page_alloc", "mm_page_free", "mm_page_alloc_zone_locked", "mm_page_pcpu_drain"):
+    for name in ("mm_page_alloc", "mm_page_free", "mm_page_alloc_zone_locked"):  # drains may be none: lists grow large
         assert by_type[name] > 100, name
     assert found["health"]["unrecognised_lines"] == 0
     assert found["moves"] > 32_768, "the hog alone touches so many pages"

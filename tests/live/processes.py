@@ -16,7 +16,7 @@ from common.ramobject import RamObject
 from guest.allocator.zone import Zone, ZoneStatistics
 from tests.support import leftovers, wait_until
 
-__all__ = ["MIB", "PATIENCE_S", "ROOT", "Guest", "Lab", "Process"]
+__all__ = ["MEMORY_BYTES", "MIB", "PATIENCE_S", "ROOT", "Guest", "Lab", "Process"]
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 60.0
