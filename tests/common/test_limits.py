@@ -79,7 +79,8 @@ def trace():
         writer.finish({})
 
 def ours():
-    return {name for name in os.listdir(SHM_DIR) if name.startswith("fpr.small.") or "result" in name or "trace" in name}
+    kinds = ("fpr.small.", "result", "trace")
+    return {name for name in os.listdir(SHM_DIR) if any(kind in name for kind in kinds)}
 
 for name in sys.argv[1].split(","):
     before = ours()

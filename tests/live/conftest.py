@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.live.processes import ROOT, Lab
+from lab.nursery import Nursery
+from tests.live.processes import Lab, Process
 
 
 @pytest.fixture(scope="session")
-def warm() -> None:
-    """An empty cache costs half a minute once, not in every process at the same time."""
-    subprocess.run([sys.executable, "-m", "guest", "--warm-up"], cwd=ROOT, check=True, capture_output=True, timeout=300)
+def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Every process of these tests is forked from one that has its kernels, compiled if need be."""
+    with Nursery(tmp_path_factory.mktemp("live")) as started:
+        Process.nursery = started
+        yield
+        Process.nursery = None
+
+
+@pytest.fixture(scope="session")
+def warm(nursery: None) -> None:
+    """For processes that are not forked: the kernels are compiled."""
 
 
 @pytest.fixture
-def lab(warm: None, lab_name: str, guest_names: list[str], tmp_path: Path) -> Iterator[Lab]:
+def lab(nursery: None, lab_name: str, guest_names: list[str], tmp_path: Path) -> Iterator[Lab]:
     """A lab to start processes in. All of them are gone at the end, and so is everything that they made."""
     opened = Lab(lab_name, guest_names, tmp_path)
     yield opened

@@ -14,6 +14,7 @@ from common.errors import LabError
 from common.queues import Queue
 from common.ramobject import RamObject
 from guest.allocator.zone import Zone, ZoneStatistics
+from lab.nursery import Nursery, Nursling
 from tests.support import leftovers, wait_until
 
 __all__ = ["MEMORY_BYTES", "MIB", "PATIENCE_S", "ROOT", "Guest", "Lab", "Process"]
@@ -22,18 +23,63 @@ ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 60.0
 MIB = 1 << 20
 MEMORY_BYTES = 32 * MIB
+# What a child of a nursery calls in place of a module that is run.
+TARGETS = {"host": "host.cli:main", "guest": "guest.cli:main", "lab.shared_host": "lab.shared_host.__main__:main"}
 # As fast as it goes: every free of order 9 asks for a run, and a run begins at once.
 EAGER = ("--memory", "32MiB", "--vcpus", "1", "--delay", "0", "--high-water-mark", "0", "--quiet")
 
 
+class Forked:
+    """What is used here of ``subprocess.Popen``, for a child of a nursery."""
+
+    def __init__(self, child: Nursling) -> None:
+        self.pid = child.pid
+        self._child = child
+        self._code: int | None = None
+
+    def poll(self) -> int | None:
+        """The exit code, None while it runs."""
+        if self._code is None and not self._child.running():
+            self._code = self._child.reap()
+            self._child.close()
+        return self._code
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, unless it has ended."""
+        if self.poll() is None:
+            self._child.send(number)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+    def wait(self, timeout: float = PATIENCE_S) -> int:
+        """The exit code, within ``timeout`` seconds."""
+        if self.poll() is None and not self._child.ended_within(timeout):
+            raise subprocess.TimeoutExpired(self._child.name, timeout)
+        code = self.poll()
+        assert code is not None
+        return code
+
+
 class Process:
-    """One command, its streams and its JSON in files. ``runner``: a module that runs those of the test."""
+    """One command, its streams and its JSON in files. ``runner``: a module that runs those of the test.
+
+    It is forked from ``nursery``, which has everything loaded: two seconds of processor time less for each.
+    """
 
     runner: tuple[str, ...] = ()
+    nursery: Nursery | None = None
+    process: Forked | subprocess.Popen[bytes]
 
     def __init__(self, folder: Path, label: str, arguments: list[str]) -> None:
         self.label = label
         self.json_path = folder / f"{label}.json"
+        target = TARGETS.get(arguments[0])
+        if self.nursery is not None and target is not None and not self.runner:
+            child = self.nursery.start(label, target, arguments[1:])
+            self._out, self._err, self.process = child.out, child.err, Forked(child)
+            return
         self._out, self._err = folder / f"{label}.out", folder / f"{label}.err"
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(

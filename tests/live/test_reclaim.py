@@ -102,7 +102,7 @@ def test_s12_an_inhibited_host_acknowledges_and_takes_nothing(lab: Lab) -> None:
     wait_until(lambda: guest.look().reported_pages > 0, PATIENCE_S)
     guest.works(100)
     account, (result,) = end(host, guest)
-    assert account["host"]["inhibited"] == result["reports"] > 0
+    assert account["host"]["inhibited"] >= result["reports"] > 0  # one may be withdrawn as its answer is under way
     assert result["returned_bytes"] == result["refaults"] == 0
 
 
@@ -132,7 +132,7 @@ def test_z4_s12_a_guest_that_poisons_keeps_its_pages_and_their_poison(lab: Lab) 
     wait_until(lambda: guest.look().reported_pages > 0, PATIENCE_S)
     guest.works(100)
     account, (result,) = end(host, guest)
-    assert account["host"]["inhibited"] == result["reports"] > 0
+    assert account["host"]["inhibited"] >= result["reports"] > 0  # one may be withdrawn as its answer is under way
     assert result["returned_bytes"] == result["refaults"] == result["zeroing_skipped_pages"] == 0
     assert result["final_resident_bytes"] == result["peak_resident_bytes"] > 0
 
