@@ -21,8 +21,8 @@ FUZZ_READY := $(VENV)/.fuzz
 # One more worker than there are processors, since many tests wait (tests/conftest.py has the number, and which tests
 # share a worker). A worker that dies, as it does at a test's time limit, ends the run. TEST_FLAGS="-n 0": one process.
 SPREAD := -n auto --dist loadscope --no-loadscope-reorder --max-worker-restart 0
-# The allocator's tests once more without the compiler (its code then runs as plain Python, under coverage of every
-# branch) and once with bounds checks. Compiled unsigned arithmetic wraps silently, NumPy scalars warn when they do.
+# The allocator's tests once more without the compiler (its code then runs as plain Python, which checks every index) and,
+# in `make stress`, with bounds checks. Compiled unsigned arithmetic wraps silently, NumPy scalars warn when they do.
 ALLOCATOR_TESTS := tests/allocator
 WITHOUT_JIT := NUMBA_DISABLE_JIT=1 HYPOTHESIS_PROFILE=quick
 WITH_BOUNDSCHECK := NUMBA_BOUNDSCHECK=1 HYPOTHESIS_PROFILE=quick
@@ -38,24 +38,24 @@ help: ## this text
 demo: $(READY) ## one host and two guests on real memory, a live view and a picture
 	$(RUN) run_demo.py $(DEMO_FLAGS)
 
-test: $(READY) ## every test but the long ones, then the allocator's without the compiler and with bounds checks
+test: $(READY) ## every test but the long ones, and the allocator's once more without the compiler
 	@$(MAKE) --no-print-directory --jobs=2 test-compiled test-allocator
 
 # With nothing compiled yet, one processor compiles the kernels that processes start with, once, before the workers need
-# them, while the other one compiles what the allocator's tests need with bounds checks: each kind has a cache of its own.
-# Their output would mix: that of the second half is kept and shown when it has ended.
+# them, while the other one runs what needs no compiler. Their output would mix: that of the second half is kept and shown
+# when it has ended.
 test-compiled: $(READY)
 	$(RUN) -m guest --warm-up
 	$(RUN) -m pytest $(SPREAD) $(TEST_FLAGS)
 
 test-allocator: $(READY)
 	@log=$$(mktemp); ( set -x; \
-	  $(WITH_BOUNDSCHECK) $(RUN) -m pytest $(ALLOCATOR_TESTS) && \
 	  $(WITHOUT_JIT) $(RUN) -m pytest $(WRAPS) $(ALLOCATOR_TESTS) ) >$$log 2>&1; \
 	  code=$$?; cat $$log; rm -f $$log; exit $$code
 
-stress: $(READY) ## the long concurrency tests
+stress: $(READY) ## the long concurrency tests, and the allocator's with bounds checks
 	$(RUN) -m pytest -m stress $(STRESS_FLAGS)
+	$(WITH_BOUNDSCHECK) $(RUN) -m pytest $(ALLOCATOR_TESTS)
 
 chaos: $(READY) ## a thousand processes killed at random moments, and what is lost by it
 	$(RUN) -m lab chaos $(CHAOS_FLAGS)

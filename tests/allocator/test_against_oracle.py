@@ -337,8 +337,8 @@ class LooseMachine(RuleBasedStateMachine):
 pytestmark = pytest.mark.timeout(600)
 
 TestExact = ExactMachine.TestCase
-TestExact.settings = bounded(60, 40)
+TestExact.settings = bounded(40, 40)
 TestStealing = StealingMachine.TestCase
-TestStealing.settings = bounded(40, 40)
+TestStealing.settings = bounded(30, 40)
 TestLoose = LooseMachine.TestCase
 TestLoose.settings = bounded(40, 30)

@@ -174,6 +174,7 @@ def test_policy_off_returns_nothing(tmp_path: Path) -> None:
     assert "gave nothing back" in talk
 
 
+@pytest.mark.stress
 @pytest.mark.timeout(LIMIT_S)
 def test_s12_an_inhibited_host_discards_nothing(tmp_path: Path) -> None:
     result, _ = run_small(tmp_path, "--inhibit-discard", enough=lambda found: found["host"]["reports"] > 0)

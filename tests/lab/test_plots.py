@@ -247,6 +247,7 @@ def test_overlapping_labels_would_be_found() -> None:
     assert texts_overlap(figure)
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize("kind", KINDS)
 def test_pictures_are_the_same_each_time(kind: str) -> None:
     svg = figure_bytes(draw(kind, LONG), "svg")

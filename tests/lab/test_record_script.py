@@ -233,6 +233,7 @@ def _is_sound(found: dict[str, Any]) -> None:
     assert found["reported_bytes"] > 0, "and some of what came back would have been reported"
 
 
+@pytest.mark.stress
 def test_a_recording_of_this_machine_is_imported_and_replayed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -243,6 +243,7 @@ def test_the_page_is_self_contained_and_escapes_what_it_shows(tmp_path: Path) ->
     assert sorted(parts, key=page.text.index) == parts
 
 
+@pytest.mark.stress
 def test_a_report_is_the_same_to_the_byte_each_time(tmp_path: Path) -> None:
     folder = compared(tmp_path / "x", "boundary", "off", modes=("virtual",))
     for name in ("a", "b"):

@@ -199,7 +199,14 @@ def started(place: Place, *more: str) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGKILL,
+        pytest.param(signal.SIGTERM, marks=pytest.mark.stress),
+        pytest.param(signal.SIGINT, marks=pytest.mark.stress),
+    ],
+)
 def test_a_killed_sweep_goes_on_and_does_each_run_once(place: Place, number: signal.Signals) -> None:
     gate = place.folder / "gate"
     gate.mkdir()

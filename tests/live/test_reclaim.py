@@ -49,7 +49,7 @@ def test_either_side_may_start_first(lab: Lab, first: str) -> None:
     assert result["refaults"] > 0
     assert result["final_resident_bytes"] == 0
     assert result["reports"] > 0
-    assert result["withdrawn"] == 0
+    assert result["withdrawn"] <= 1  # the last one, if the end came meanwhile
 
 
 def test_an_idle_guest_costs_nothing(lab: Lab) -> None:

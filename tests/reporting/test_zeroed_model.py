@@ -150,4 +150,4 @@ class ZeroedMachine(RuleBasedStateMachine):
 
 
 TestZeroed = ZeroedMachine.TestCase
-TestZeroed.settings = bounded(examples=160, steps=50)
+TestZeroed.settings = bounded(examples=80, steps=50)
