@@ -43,7 +43,7 @@ _LOOKS = 600  # at each process, over the whole run
 _GRACE_S = 120.0  # for a process that was told to stop: it settles for ten seconds at most, on a busy machine longer
 _STALL_S = 120.0  # a guest whose vCPUs did nothing for so long hangs
 _START_S = 300.0  # for everybody to be there, on a machine that others use too
-_TOLD_EARLY = (-signal.SIGTERM, 128 + signal.SIGTERM)  # of a guest that was told to end while it loaded
+_TOLD = (-signal.SIGTERM, 128 + signal.SIGTERM)  # of a guest that was told to end as it loaded, or had just ended
 _VISITS = 200  # a visitor's longest stay is this part of the run, and two seconds at least
 _STOP_EVERY_S = (1.0, 4.0)  # from one stop of a host to the next
 _STOP_FOR_S = (0.02, 0.4)  # past the guests' deadline at times
@@ -280,7 +280,8 @@ class _Soak:
     def _take(self, ended: Ended) -> None:
         """Count what an ended process says of itself."""
         found, account, name = self._found, ended.account, ended.end.name
-        if name in self._visitors and not account and ended.end.exit_code in _TOLD_EARLY:
+        told = name in self._visitors and ended.end.exit_code in _TOLD
+        if told and not account:
             return  # the run was over before it had come
         lab = self._labs.get(name)  # of a guest
         if ended.hung:
@@ -297,7 +298,7 @@ class _Soak:
             found.violations += int(account.get("violations", 0))
         elif complaints and not account.get("breaches"):
             found.violations += len(complaints)
-        if ended.end.exit_code and not complaints and not ended.hung:
+        if ended.end.exit_code and not told and not complaints and not ended.hung:
             found.failures.append(failure_text(name, ended.end.exit_code, ended.end.stderr_tail))
         elif not account and not ended.hung:
             found.failures.append(f"{name} left no account")

@@ -47,7 +47,6 @@ def test_either_side_may_start_first(lab: Lab, first: str) -> None:
     guest.returns(2 * 16 * MIB // 4096)
     _account, (result,) = end(host, guest)
     assert result["refaults"] > 0
-    assert result["final_resident_bytes"] == 0
     assert result["reports"] > 0
     assert result["withdrawn"] <= 1  # the last one, if the end came meanwhile
 

