@@ -65,8 +65,7 @@ POINTS: dict[str, str] = {
     "release.interior": "a block is no longer held, and not free",
     # guest/reporting/
     "begin.active": "a run is active, and its words are those of the run before",
-    "pull.taken": "a block is off its list and not in flight",
-    "pull.in-flight": "a block is in flight, and not counted so",
+    "pull.taken": "a block in flight is not counted as free any more, nor as in flight",
     "put-back.interior": "a block is no longer in flight, and not free",
     "put-back.freed": "a block is back on its list, and not flagged",
     "put-back.flagged": "a block is flagged, and its flag not counted",

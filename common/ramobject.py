@@ -68,12 +68,22 @@ class RamObject:
         self._map: mmap.mmap | None = None
 
     @classmethod
-    def create(cls, lab: str, guest: str, *, ram_bytes: int, kept: bool = False, overcommit: bool = False) -> Self:
+    def create(
+        cls,
+        lab: str,
+        guest: str,
+        *,
+        ram_bytes: int,
+        kept: bool = False,
+        overcommit: bool = False,
+        before: Callable[[], object] = bool,
+    ) -> Self:
         """A new object, mode 0600, memory not populated, nothing withdrawn. For the guest.
 
         From now on this process owns the guest's name: what a dead guest of that name left behind is replaced.
         ``kept``: should this process die, nobody but a successor removes its names.
         ``overcommit``: it may be larger than what is free now, though not than all there is.
+        ``before``: called before a dead guest's object is replaced, to remove what else it left.
 
         Raises:
             NameInUseError: a live process owns the name.
@@ -84,7 +94,7 @@ class RamObject:
         free_bytes = _free_bytes(all_there_is=overcommit)
         if ram_bytes + GATE_BYTES > free_bytes:
             raise _no_space(ram_bytes, free_bytes)
-        descriptor = _create_owned(path)
+        descriptor = _create_owned(path, before)
         try:
             os.fchmod(descriptor, 0o600)  # whatever the umask took away
             os.ftruncate(descriptor, ram_bytes + GATE_BYTES)
@@ -112,6 +122,9 @@ class RamObject:
             if found is not None:
                 found.close()
             raise NameInUseError(f"guest {guest!r} lives (process {holder}); stop it first, or use --join")
+        if not _stands_for(path, found.fileno()):
+            found.close()
+            raise PeerError(f"guest {guest!r} was removed meanwhile; start it without --attach")
         os.pwrite(found.fileno(), _WORD.pack(1), ram_bytes + _KEPT_OFFSET)
         return cls(found.name, found.fileno(), ram_bytes, owned=True)
 
@@ -374,8 +387,8 @@ _owned_here: set[tuple[int, int]] = set()
 _FLOCK = struct.Struct("hhqqi4x")
 
 
-def _create_owned(path: str) -> int:
-    """Descriptor of a new object at ``path``, with the owner's lock on it.
+def _create_owned(path: str, before: Callable[[], object]) -> int:
+    """Descriptor of a new object at ``path``, with the owner's lock on it. ``before``: see ``remove_if_dead``.
 
     It is a record lock, which is apart from the ``flock`` of the gate, tells who holds it, and goes with the process.
     """
@@ -384,7 +397,7 @@ def _create_owned(path: str) -> int:
             descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except FileExistsError:
             try:
-                if remove_if_dead(path):
+                if remove_if_dead(path, before):
                     continue
                 holder = _holder_at(path)
             except OSError as error:

@@ -11,6 +11,7 @@ by one atomic step; and all of it can be done twice, since whoever does it may d
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from common.errors import AllocatorError
 from common.geometry import N_ORDERS
 from common.layout import (
     C_OF_GUEST,
@@ -123,12 +125,17 @@ def settling_block(address):  # type: ignore[no-untyped-def]
     return first, np.int64(pages_of(open_zone(address))[first]) & ORDER_MASK
 
 
-def dead_slots(zone: Zone) -> list[tuple[int, int]]:
-    """(slot, pid) of each slot whose process has ended. Reads without a lock."""
+def dead_slots(zone: Zone, *, guest_is_dead: bool = False) -> list[tuple[int, int]]:
+    """(slot, pid) of each slot whose process has ended. Reads without a lock.
+
+    ``guest_is_dead``: the caller has the owner's lock on the RAM object, so the guest's own slots are of a dead process
+    whatever their pid says: this one may have been given the same, as the first of a container mostly is.
+    """
     found = []
     for cpu in range(zone.n_cpus):
         pid = zone.slot_word(cpu, C_OWNER_PID)
-        if pid and pid != os.getpid() and thread_is_gone(pid):
+        of_dead_guest = guest_is_dead and zone.slot_word(cpu, C_OF_GUEST)
+        if pid and (of_dead_guest or (pid != os.getpid() and thread_is_gone(pid))):
             found.append((cpu, pid))
     return found
 
@@ -200,5 +207,6 @@ def _blocks_of(zone: Zone, cpu: int) -> np.ndarray:
 def _free(zone: Zone, cpu: int, ram_address: int, blocks: np.ndarray) -> None:
     for pfn, order, _word in blocks.tolist():
         poison_block(zone.address, ram_address, pfn, order)
-        zone.free(pfn, order, cpu=cpu)
+        with contextlib.suppress(AllocatorError):  # somebody freed what was not his
+            zone.free(pfn, order, cpu=cpu)
     zone.drain(cpu)

@@ -93,7 +93,7 @@ class Joined:
         except MachineError as error:
             for vcpu in self.vcpus:
                 self.zone.release_cpu(vcpu.cpu)
-            raise MachineError(f"{error} (start the guest with more --spare-slots)") from error
+            raise MachineError(str(error)) from error
 
     def _fail(self, error: BaseException) -> None:
         self.error = self.error or error

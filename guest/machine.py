@@ -14,7 +14,7 @@ from typing import Self, cast
 import numpy as np
 
 from common import faults, messages, names
-from common.errors import InvariantViolation, MachineError, UsageError
+from common.errors import InvariantViolation, MachineError, PeerError, SegmentError, UsageError
 from common.geometry import PAGE_BYTES
 from common.layout import C_OF_GUEST
 from common.promises import check_promises
@@ -24,7 +24,7 @@ from common.segment import unlink_object
 from common.settings import GuestSettings
 from guest.allocator import entry
 from guest.allocator.zone import Zone, ZoneSettings, ZoneStatistics
-from guest.inherit import Inheritance, dead_slots, finish_settling, free_inheritance, reap, take_over_slot
+from guest.inherit import Inheritance, dead_slots, free_inheritance, reap, take_over_slot
 from guest.memory import present_pages
 from guest.reporting.claims import Claims, take_over
 from guest.reporting.cycle import Cycle
@@ -76,6 +76,7 @@ class Machine:
         self.reporter: Reporter | None = None
         self.error: BaseException | None = None
         self.ended = threading.Event()
+        self._built = False
         self._last_sequence = 0
         self._next_reaping = 0.0
         self._ram_map: mmap.mmap | None = None
@@ -134,13 +135,20 @@ class Machine:
         if self.policy.name != "off" and isinstance(self.link, Link):
             self.reporter = Reporter(self.zone, self.cycle, self.link, delay_ns=self.delay_ns, on_error=self.fail)
         self._build_vcpus(inherited)
+        self._built = True
 
     def _create(self) -> None:
         """A new guest's objects. The RAM object first: who has made it owns the guest's name until the process ends."""
         settings = self.settings
         ram_bytes = settings.memory if settings.backend == "shared" else 0
         self.ram = RamObject.create(
-            self.lab, self.name, ram_bytes=ram_bytes, kept=settings.keep, overcommit=settings.overcommit
+            self.lab,
+            self.name,
+            ram_bytes=ram_bytes,
+            kept=settings.keep,
+            overcommit=settings.overcommit,
+            # First of all of a dead guest: its zone beside a new and empty memory would be taken for one guest's.
+            before=lambda: remove_leftovers(self.lab, self.name),
         )
         self._close.callback(self._close_ram)
         if ram_bytes and not settings.overcommit:
@@ -151,9 +159,24 @@ class Machine:
 
     def _attach(self) -> None:
         """The objects of a guest that was killed, and what its zone says of the settings."""
-        self.zone = Zone.attach(self.lab, self.name)
-        self.ram = RamObject.adopt(self.lab, self.name, ram_bytes=self.zone.ram_bytes)
-        self._close.callback(self._leave_ram)
+        try:
+            self.zone = Zone.attach(self.lab, self.name)
+            if self.settings.workload != "none" and self.settings.vcpus > self.zone.n_cpus:
+                raise UsageError(
+                    f"vcpus: {self.settings.vcpus}; guest {self.name!r} was started with {self.zone.n_cpus} per-CPU "
+                    "slots (--vcpus and --spare-slots together), allowed is 1 to that many"
+                )
+            self.ram = RamObject.adopt(self.lab, self.name, ram_bytes=self.zone.ram_bytes)
+        except (SegmentError, PeerError) as error:
+            raise type(error)(
+                f"guest {self.name!r} cannot be taken over: {error}; was it started with --keep? Without --attach a "
+                "new one begins"
+            ) from error
+        self._close.callback(self._leave)
+        if not self.zone.is_named():
+            raise SegmentError(f"guest {self.name!r}: its zone was replaced meanwhile; try again")
+        if self.zone.open_to_host():
+            raise UsageError(f"guest {self.name!r} ran the policy 'shared': its zone belongs to its host as well")
         found = self.zone.settings()
         self.settings = replace(
             self.settings,
@@ -179,7 +202,6 @@ class Machine:
         faults.reach("attach.withdrawn")
         residence = self._residence if self.settings.backend == "shared" else None
         self.zone.validate()  # takes every lock, so what the dead one held is repaired
-        finish_settling(self.zone, residence)
         holder = take_over(self.zone, os.getpid(), residence, stale_pid=self.zone.device_pid())
         if holder:
             raise UsageError(f"process {holder} reports this zone already; one reporting device a zone (-EBUSY)")
@@ -188,17 +210,18 @@ class Machine:
         faults.reach("attach.put-back")
         inherited = [
             slot
-            for cpu, pid in sorted(dead_slots(self.zone), key=lambda slot: not self.zone.slot_word(slot[0], C_OF_GUEST))
+            for cpu, pid in sorted(dead_slots(self.zone, guest_is_dead=True), key=self._is_of_joined)
             if (slot := take_over_slot(self.zone, cpu, pid, self.ram_address)) is not None
         ]
         for queue in (names.report_queue(self.lab, self.name), names.ack_queue(self.lab, self.name)):
             unlink_queue(queue)
         # Last: until here another process could still do the same, and find the same dead one.
         self.zone.take_ownership(self.policy.trigger, self.high_water_mark)
-        self._close.pop_all()
-        self._close.callback(self._close_ram)
-        self._close.callback(self.zone.unlink)
         return inherited
+
+    def _is_of_joined(self, slot: tuple[int, int]) -> bool:
+        """Whether a slot (and its pid) is that of a process that had joined: the guest's own come first."""
+        return not self.zone.slot_word(slot[0], C_OF_GUEST)
 
     def _withdraw_reports(self) -> int:
         """Close the gate for all that the dead process sent; the number that new reports follow on.
@@ -219,10 +242,14 @@ class Machine:
         finally:
             self.ram.ungate()
 
-    def _leave_ram(self) -> None:
-        """Taking over failed: whatever the dead process left stays, for the next try."""
-        self._drop_ram_view()
-        self.ram.close()
+    def _leave(self) -> None:
+        """End of a guest that attached. If that failed on the way, what the dead process left stays for the next."""
+        if self._built:
+            self.zone.unlink()
+            self._close_ram()
+        else:
+            self._drop_ram_view()
+            self.ram.close()
 
     def _map_ram(self) -> None:
         self._ram_map = self.ram.map() if self.settings.backend == "shared" else None
@@ -361,8 +388,9 @@ class Machine:
             self.link.stop()
 
     def _close_ram(self) -> None:
-        self._drop_ram_view()
+        # The name first: the map has a descriptor of its own, and to close it drops the owner's lock.
         self.ram.unlink()
+        self._drop_ram_view()
         self.ram.close()
 
     def _drop_ram_view(self) -> None:

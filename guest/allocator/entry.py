@@ -11,6 +11,7 @@ from common.layout import (
     C_OWNER_PID,
     C_RANDOM_STATE,
     N_PCP_LISTS,
+    TRIGGER_BITMAP,
     TRIGGER_OFF,
     W_ACTIVE,
     W_DEVICE_PID,
@@ -28,12 +29,12 @@ from common.layout import (
     W_SEED,
     W_TRIGGER,
 )
-from common.native import fault_point, kernel, view_u8
+from common.native import barrier, fault_point, kernel, view_u8
 from guest.allocator.buddy import account_free, request_run, unqueue_work
 from guest.allocator.lists import add_to_free_list_tail
 from guest.allocator.locked import E_LOCK, lock_zone, unlock_zone
 from guest.allocator.percpu import alloc_pages, cpu_slot, free_pages, lock_slot, pcp_list_head, unlock_slot
-from guest.allocator.repair import empty_lists
+from guest.allocator.repair import empty_lists, recount_hint_bits
 from guest.allocator.shuffle import next_random
 from guest.allocator.view import blocks_of, ctl_of, links_of, open_zone
 
@@ -126,6 +127,7 @@ def claim_slot(address, pid):  # type: ignore[no-untyped-def]
     for cpu in range(ctl_of(zone)[W_N_CPUS]):
         if ctl_of(zone)[cpu_slot(cpu) + C_OWNER_PID] == 0:
             ctl_of(zone)[cpu_slot(cpu) + C_OF_GUEST] = pid == ctl_of(zone)[W_OWNER_PID]
+            barrier()
             ctl_of(zone)[cpu_slot(cpu) + C_OWNER_PID] = pid
             found = np.int64(cpu)
             break
@@ -172,6 +174,8 @@ def register_device(address, pid, stale_pid):  # type: ignore[no-untyped-def]
         fault_point(REGISTER_BEGUN)
         ctl_of(zone)[W_DEVICE_PID] = pid
         ctl_of(zone)[W_REPORTING_ENABLED] = 1
+        if ctl_of(zone)[W_TRIGGER] == TRIGGER_BITMAP:
+            recount_hint_bits(zone)  # the policy before this one had the word for something else
         if ctl_of(zone)[W_TRIGGER] != TRIGGER_OFF:
             request_run(zone)
         holder = np.int64(0)

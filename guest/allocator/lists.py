@@ -147,10 +147,11 @@ def retire_boundary(zone, pfn, order, migratetype):  # type: ignore[no-untyped-d
 
 
 @kernel
-def del_page_from_free_list(zone, pfn, order):  # type: ignore[no-untyped-def]
+def del_page_from_free_list(zone, pfn, order, becomes=INTERIOR):  # type: ignore[no-untyped-def]
     """Take a free head off its list; Reported, its counter and the boundary follow (S2, D3). It becomes interior.
 
-    Returns its ZEROED bit, which is the caller's to pass on (Z2).
+    Returns its ZEROED bit, which is the caller's to pass on (Z2). ``becomes``: its state, at once, where nobody may
+    take it for free in between.
     """
     state = np.int64(pages_of(zone)[pfn])
     if state & REPORTED:
@@ -158,7 +159,7 @@ def del_page_from_free_list(zone, pfn, order):  # type: ignore[no-untyped-def]
         ctl_of(zone)[W_REPORTED + order] -= 1
     unlink(zone, pfn)
     fault_point(LIST_UNLINKED)
-    pages_of(zone)[pfn] = INTERIOR
+    pages_of(zone)[pfn] = becomes
     fault_point(LIST_UNCOUNTED)
     ctl_of(zone)[W_NR_FREE + order] -= 1
     return state & ZEROED

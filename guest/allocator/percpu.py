@@ -107,7 +107,9 @@ def lock_slot(zone, cpu):  # type: ignore[no-untyped-def]
         tries += 1
         if tries % PATIENCE == 0:
             owner = load_i64(address)
-            if owner != 0 and thread_is_gone(owner) and exchange_i64(address, owner, zone.thread):
+            # Nobody waits for himself: a lock in this thread's own name is that of a dead one who had its number.
+            gone = owner == zone.thread or (owner != 0 and thread_is_gone(owner))
+            if gone and exchange_i64(address, owner, zone.thread):
                 # The zone first, where its owner died in both: what it had in its hands may be on the slot's lists.
                 sound = lock_zone(zone)
                 rebuild_slot(zone, cpu)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from common.geometry import N_MIGRATETYPES, N_ORDERS, TOP_ORDER, Migratetype
+from common.geometry import N_MIGRATETYPES, N_ORDERS, PCP_MIGRATETYPES, TOP_ORDER, Migratetype
 from common.layout import (
     ALLOCATED,
     C_COUNT,
@@ -66,8 +66,9 @@ from guest.allocator.owners import journal_clear
 from guest.allocator.slots import cpu_slot, pcp_list_head, pcp_list_index
 from guest.allocator.view import bitmap_of, ctl_of, links_of, pages_of
 
-__all__ = ["empty_lists", "rebuild_slot", "rebuild_zone"]
+__all__ = ["empty_lists", "rebuild_slot", "rebuild_zone", "recount_hint_bits"]
 
+MOVABLE = int(Migratetype.MOVABLE)
 ISOLATE = int(Migratetype.ISOLATE)
 MT_FIELD = 0x7
 
@@ -279,8 +280,11 @@ def put_hand_back(zone, cpu, record):  # type: ignore[no-untyped-def]
     if not left_over:
         return np.int64(0)
     order = state & ORDER_MASK
-    migratetype = (state >> MT_SHIFT) & MT_FIELD
+    migratetype = pageblock_type(zone, pfn)  # as free_pages; what it was allocated for may have no such list
+    if migratetype >= PCP_MIGRATETYPES:
+        migratetype = np.int64(MOVABLE)
+    kept = state & ZEROED if record & 1 == HANDED_OUT else np.int64(0)  # what its owner had has lost it (Z3)
     link_after(zone, pfn, pcp_list_head(zone, cpu, pcp_list_index(order, migratetype)))
     barrier()
-    pages_of(zone)[pfn] = ON_PCP | (state & (ORDER_MASK | MT_MASK | ZEROED))
+    pages_of(zone)[pfn] = ON_PCP | order | (migratetype << MT_SHIFT) | kept
     return np.int64(1) << order

@@ -229,7 +229,10 @@ class Zone:
                 return cpu
             if not reap(self, ram_address) and attempt:  # somebody else may be at it: it is done in a moment
                 time.sleep(_CLAIM_PAUSE_S)
-        raise MachineError(f"all {self.n_cpus} per-CPU slots are taken; create the zone with more cpus")
+        raise MachineError(
+            f"all {self.n_cpus} per-CPU slots are taken: use fewer --vcpus, end a process that joined, or give the "
+            "guest more --spare-slots"
+        )
 
     def release_cpu(self, cpu: int) -> None:
         """Drain a claimed slot and give it up."""

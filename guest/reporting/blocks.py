@@ -69,7 +69,7 @@ HIGHATOMIC = int(Migratetype.HIGHATOMIC)  # from here on a type is never given a
 MOVABLE = int(Migratetype.MOVABLE)
 ISOLATE = int(Migratetype.ISOLATE)  # the last one, so that those that are reported count from 0 to ISOLATE - 1
 MT_FIELD = 0x7
-PULL_TAKEN, PULL_IN_FLIGHT = NUMBERS["pull.taken"], NUMBERS["pull.in-flight"]
+PULL_TAKEN = NUMBERS["pull.taken"]
 PUT_BACK_INTERIOR, PUT_BACK_FREED = NUMBERS["put-back.interior"], NUMBERS["put-back.freed"]
 PUT_BACK_FLAGGED, HOLD_HELD = NUMBERS["put-back.flagged"], NUMBERS["hold.held"]
 END_INACTIVE = NUMBERS["end.inactive"]
@@ -102,12 +102,14 @@ def clear_request(zone):  # type: ignore[no-untyped-def]
 
 @kernel
 def take_for_report(zone, pfn, order, migratetype):  # type: ignore[no-untyped-def]
-    """Take a free block off its list and mark it in flight (S3, S4). What was zeroed stays so: nobody has it (Z2)."""
-    zeroed = del_page_from_free_list(zone, pfn, order)
+    """Take a free block off its list and mark it in flight (S3, S4). What was zeroed stays so: nobody has it (Z2).
+
+    In one store: a host may have it already (walk-locked), so at no instant may repair take it for nobody's (S5).
+    """
+    in_flight = IN_FLIGHT | order | (migratetype << MT_SHIFT) | (np.int64(pages_of(zone)[pfn]) & ZEROED)
+    del_page_from_free_list(zone, pfn, order, in_flight)
     account_free(zone, -(1 << order), migratetype)
     fault_point(PULL_TAKEN)
-    pages_of(zone)[pfn] = IN_FLIGHT | order | (migratetype << MT_SHIFT) | zeroed
-    fault_point(PULL_IN_FLIGHT)
     ctl_of(zone)[W_IN_FLIGHT_BLOCKS] += 1
     ctl_of(zone)[W_IN_FLIGHT_PAGES] += 1 << order
 

@@ -16,6 +16,7 @@ from common.native import thread_is_gone
 from common.statistics import new_histogram
 from guest.allocator import entry
 from guest.allocator.zone import Zone
+from guest.inherit import finish_settling
 from guest.memory import set_residence
 from guest.reporting import shared, table
 from guest.reporting.link import LinkStatistics
@@ -31,9 +32,9 @@ _LOOK_S = 0.01
 def take_over(zone: Zone, pid: int, residence: Residence | None, *, stale_pid: int = 0) -> int:
     """Become the device of a zone whose device died, or which has none, and put back what the dead one had in flight.
 
-    The blocks come back unflagged, and the resident map follows what is really there: how far the dead one came
-    nobody knows. Asks of threads that are gone are ended. Takes the zone lock, never for longer than one walk over the
-    page records.
+    The blocks come back unflagged, and the resident map follows what is really there: how far the dead one came nobody
+    knows, but for the block that it was marking, which its journal names. Asks of threads that are gone are ended.
+    Takes the zone lock, never for longer than one walk over the page records.
 
     Args:
         pid: of the new device.
@@ -51,6 +52,7 @@ def take_over(zone: Zone, pid: int, residence: Residence | None, *, stale_pid: i
     holder = int(_check(entry.register_device(zone.address, pid, stale_pid)))
     if holder:
         return holder
+    finish_settling(zone, residence)
     _check(shared.end_lost_asks(zone.address))
     number = table.find_policy("shared").number
     pfns, orders = np.zeros(1024, dtype=np.int64), np.zeros(1024, dtype=np.int64)

@@ -102,8 +102,8 @@ def run_chaos(plan: Plan, tell: Callable[[ChaosResult], None] = lambda _result: 
     lab = f"chaos-{secrets.token_hex(4)}"
     with (
         tempfile.TemporaryDirectory(prefix="fpr-chaos-") as folder,
+        Nursery(Path(folder), fault="later") as nursery,  # first: Ctrl-C ends it while it compiles
         Interrupts() as interrupts,
-        Nursery(Path(folder), fault="later") as nursery,
     ):
         moments = random.Random(plan.seed)  # noqa: S311  a run is repeated by its seed
         run = _Run(plan, Stage(lab, nursery, moments, guests=plan.guests, joined=plan.joined))

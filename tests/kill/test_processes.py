@@ -301,6 +301,29 @@ def test_s4_s6_what_was_allocated_is_still_allocated(scene: Scene) -> None:
     zone.close()
 
 
+@pytest.mark.parametrize(("flags", "code", "says"), [(("--vcpus", "9"), 2, "--spare-slots"), ((), 3, "ulimit -q")])
+def test_an_attach_that_is_refused_leaves_everything_to_the_next(
+    scene: Scene, flags: tuple[str, ...], code: int, says: str
+) -> None:
+    """S4: before anything was touched, and when all was taken over but the queues could not be made."""
+    host = scene.host()
+    first = scene.guest("--keep")
+    scene.sees(first, returned, 64)
+    scene.kill(first)
+    if flags:
+        refused = scene.guest("--attach", *flags)
+    else:
+        arguments = ["--host", scene.lab, "--name", GUEST, "--attach", *WORK]
+        refused = scene._start("starved", "tests.kill.starved:main", arguments, "")
+    assert refused.ended_within(PATIENCE_S)
+    assert refused.reap() == code
+    assert says in refused.err.read_text()
+    assert [name for name in leftovers(scene.lab, [GUEST]) if f".{GUEST}.zone" in name or f".{GUEST}.ram" in name]
+    guest = scene.guest("--attach")
+    scene.sees(guest, returned, 64)
+    finish(scene, guest, host)
+
+
 def test_two_guests_that_attach_to_the_same_dead_one(scene: Scene) -> None:
     """S14: one has it, the other is told."""
     host = scene.host()
