@@ -29,6 +29,8 @@ __all__ = ["ChaosResult", "Plan", "run_chaos"]
 PATIENCE_S = 30.0  # from here on a process that does nothing counts as hung
 _LOOK_S = 0.001
 _SIGKILLED = -signal.SIGKILL
+# As all end: in order, at a named place, or told to before it had made anything.
+_IN_ORDER = {0, _SIGKILLED, -signal.SIGTERM, 128 + signal.SIGTERM}
 _LONGEST_PAUSE_S = 0.03
 _LONGEST_STOP_S = 0.1  # of a host that is stopped and continued
 _KEPT_COMPLAINTS = 20
@@ -259,7 +261,7 @@ class _Run:
                 continue
             err = seat.child.err
             code = self.stage.bury(seat)
-            if code not in {0, _SIGKILLED}:
+            if code not in _IN_ORDER:
                 self.result.unsound += 1
                 self.result.complain(f"{seat.name} ended with {code}: {err.read_text()[-300:].strip()}")
 
