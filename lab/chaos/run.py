@@ -228,10 +228,13 @@ class _Run:
     def end(self) -> None:
         """Let everybody end in order, those who joined first, and look at what is left."""
         self._bury_those_who_died_by_themselves()
+        self._end_in_order(self.stage.joined)
         for seat in self.stage.mains:
             self._wait_for_owner(seat)
-        for seats in (self.stage.joined, self.stage.mains, [self.stage.host]):
-            self._end_in_order(seats)
+        for watch in self.stage.watches:  # they alone work there now: told to end before, they leave all to the next
+            self._wait_for_progress(watch, watch.progress(), time.monotonic())
+        self._end_in_order(self.stage.mains)
+        self._end_in_order([self.stage.host])
         for watch in self.stage.watches:
             self._check_what_is_left(watch)
         self.result.duration_s = time.monotonic() - self._started

@@ -181,6 +181,7 @@ class Stage:
         assert seat.child is not None
         code = seat.child.reap()
         seat.child.close()
+        seat.child = None
         return code
 
     def close(self) -> None:
