@@ -31,6 +31,7 @@ _LOOK_S = 0.001
 _SIGKILLED = -signal.SIGKILL
 # As all end: in order, at a named place, or told to before it had made anything.
 _IN_ORDER = {0, _SIGKILLED, -signal.SIGTERM, 128 + signal.SIGTERM}
+_SUCCESSORS = 5
 _LONGEST_PAUSE_S = 0.03
 _LONGEST_STOP_S = 0.1  # of a host that is stopped and continued
 _KEPT_COMPLAINTS = 20
@@ -230,14 +231,21 @@ class _Run:
         self._bury_those_who_died_by_themselves()
         self._end_in_order(self.stage.joined)
         for seat in self.stage.mains:
-            self._wait_for_owner(seat)
-        for watch in self.stage.watches:  # they alone work there now: told to end before, they leave all to the next
-            self._wait_for_progress(watch, watch.progress(), time.monotonic())
-        self._end_in_order(self.stage.mains)
+            self._end_guest(seat)
         self._end_in_order([self.stage.host])
         for watch in self.stage.watches:
             self._check_what_is_left(watch)
         self.result.duration_s = time.monotonic() - self._started
+
+    def _end_guest(self, seat: Seat) -> None:
+        """One that comes to its named place on the way, or is told before it works, leaves all to the next."""
+        for _ in range(_SUCCESSORS):
+            self._wait_for_owner(seat)
+            watch = next(watch for watch in self.stage.watches if watch.name == seat.name)
+            self._wait_for_progress(watch, watch.progress(), time.monotonic())
+            if self.result.hung or self._end_in_order([seat]) == {0}:
+                return
+            self.stage.start(seat)
 
     def _wait_for_owner(self, seat: Seat) -> None:
         """The guest's process owns its zone: one that was killed as it took it over has been followed by another."""
@@ -251,7 +259,9 @@ class _Run:
                 return
             time.sleep(_LOOK_S)
 
-    def _end_in_order(self, seats: list[Seat]) -> None:
+    def _end_in_order(self, seats: list[Seat]) -> set[int]:
+        """Their exit codes."""
+        codes = set()
         for seat in seats:
             assert seat.child is not None
             seat.child.send(signal.SIGTERM)
@@ -264,9 +274,11 @@ class _Run:
                 continue
             err = seat.child.err
             code = self.stage.bury(seat)
+            codes.add(code)
             if code not in _IN_ORDER:
                 self.result.unsound += 1
                 self.result.complain(f"{seat.name} ended with {code}: {err.read_text()[-300:].strip()}")
+        return codes
 
     def _check_what_is_left(self, watch: ZoneWatch) -> None:
         try:
