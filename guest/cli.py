@@ -49,10 +49,9 @@ def _run(arguments: list[str] | None) -> int:
     from guest.warmup import load_kernels
 
     load_kernels(settings.workload, settings.policy)  # seconds, minutes with an empty cache: Ctrl-C ends it at once
-    if not settings.attach:  # that may end at any instruction: what it takes over stays for the next
+    if not settings.attach:  # what is taken over stays for the next until it is this process's
         stop.hold()
-    with catch_bus_errors(), Machine(settings) as machine:
-        stop.hold()
+    with catch_bus_errors(), Machine(settings, on_owning=stop.hold) as machine:
         stop.end(machine.ended)
         with open_view(machine, quiet=settings.quiet, period_s=_VIEW_PERIOD_S):
             machine.wait(settings.duration_s)

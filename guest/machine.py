@@ -7,7 +7,7 @@ import mmap
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Self, cast
 
@@ -57,13 +57,18 @@ class Machine:
     With ``settings.attach`` it takes the place of a guest that was killed: memory, geometry and per-CPU slots are those
     of its zone then, whatever the settings say, and each vCPU goes on with the blocks of one of its.
 
+    Args:
+        on_owning: called in taking over, right before the dead guest's zone becomes this process's: until then it may
+            end at any instruction, from then on it has to end in order.
+
     Raises:
         UsageError: settings. NameInUseError: a live guest has this name. MachineError: memory, queues. SegmentError,
         PeerError: there is nothing to attach to.
     """
 
-    def __init__(self, settings: GuestSettings) -> None:
+    def __init__(self, settings: GuestSettings, on_owning: Callable[[], None] = lambda: None) -> None:
         self.settings = settings
+        self._on_owning = on_owning
         self.lab = names.check_name("host", settings.host)
         self.name = names.check_name("name", settings.name or f"guest-{os.getpid()}")
         self.policy = find_policy(settings.policy)
@@ -216,6 +221,7 @@ class Machine:
         for queue in (names.report_queue(self.lab, self.name), names.ack_queue(self.lab, self.name)):
             unlink_queue(queue)
         # Last: until here another process could still do the same, and find the same dead one.
+        self._on_owning()
         self.zone.take_ownership(self.policy.trigger, self.high_water_mark)
         return inherited
 

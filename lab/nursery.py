@@ -30,6 +30,7 @@ __all__ = ["Nursery", "Nursling", "main"]
 
 _ROOT = Path(__file__).resolve().parent.parent
 _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
+_OF_THE_TERMINAL = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LOADED = ("guest.cli", "guest.joined", "guest.machine", "guest.view", "host.cli", "host.loop", "host.view")
 
 
@@ -151,8 +152,9 @@ def main(arguments: list[str]) -> None:
         importlib.import_module(module)
     if os.environ.get("NUMBA_DISABLE_JIT") != "1":
         warm_up()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # of the terminal: they are our parent's to answer
-        signal.signal(number, signal.SIG_IGN)
+    # The terminal's are our parent's to answer. Blocked, not ignored: one that is meant for a child may come before the
+    # child has its handlers, and must not be lost.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _OF_THE_TERMINAL)
     children: set[int] = set()
     _say({"ready": os.getpid()})
     for line in sys.stdin:
@@ -178,9 +180,10 @@ def _fork(request: dict[str, Any]) -> int:
     code = 1
     try:
         _die_with(parent)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in _OF_THE_TERMINAL:
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _OF_THE_TERMINAL)
         for descriptor, path in ((1, request["out"]), (2, request["err"])):
             opened = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             os.dup2(opened, descriptor)

@@ -29,8 +29,7 @@ __all__ = ["ChaosResult", "Plan", "run_chaos"]
 PATIENCE_S = 30.0  # from here on a process that does nothing counts as hung
 _LOOK_S = 0.001
 _SIGKILLED = -signal.SIGKILL
-# As all end: in order, at a named place, or told to before it had made anything.
-_IN_ORDER = {0, _SIGKILLED, -signal.SIGTERM, 128 + signal.SIGTERM}
+_IN_ORDER = {0, _SIGKILLED}  # as all end who are told to: at once, or at a named place on the way
 _SUCCESSORS = 5
 _LONGEST_PAUSE_S = 0.03
 _LONGEST_STOP_S = 0.1  # of a host that is stopped and continued
@@ -238,30 +237,31 @@ class _Run:
         self.result.duration_s = time.monotonic() - self._started
 
     def _end_guest(self, seat: Seat) -> None:
-        """One that comes to its named place on the way, or is told before it works, leaves all to the next."""
+        """One that comes to its named place on the way leaves all to the next."""
         for _ in range(_SUCCESSORS):
-            self._wait_for_owner(seat)
-            watch = next(watch for watch in self.stage.watches if watch.name == seat.name)
+            self._wait_until_seated(seat)
+            watch = self.stage.watch_of(seat)
             self._wait_for_progress(watch, watch.progress(), time.monotonic())
             if self.result.hung or self._end_in_order([seat]) == {0}:
                 return
             self.stage.start(seat)
 
-    def _wait_for_owner(self, seat: Seat) -> None:
-        """The guest's process owns its zone: one that was killed as it took it over has been followed by another."""
-        watch = next(watch for watch in self.stage.watches if watch.name == seat.name)
+    def _wait_until_seated(self, seat: Seat) -> None:
+        """Until it has what it owns: before, a signal ends it at once, and what the dead left stays for another."""
         end = time.monotonic() + PATIENCE_S
-        while seat.child is None or watch.zone.owner() != seat.child.pid:
+        while seat.child is None or not self.stage.is_seated(seat):
             self._bury_those_who_died_by_themselves()
             if time.monotonic() > end:
                 self.result.hung += 1
-                self.result.complain(f"{seat.name} did not take its zone over")
+                self.result.complain(f"{seat.name} did not take its place")
                 return
             time.sleep(_LOOK_S)
 
     def _end_in_order(self, seats: list[Seat]) -> set[int]:
         """Their exit codes."""
         codes = set()
+        for seat in seats:
+            self._wait_until_seated(seat)
         for seat in seats:
             assert seat.child is not None
             seat.child.send(signal.SIGTERM)

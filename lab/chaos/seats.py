@@ -9,12 +9,16 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from common import names
 from common.errors import LabError
+from common.layout import C_OWNER_PID
+from common.names import SHM_DIR
 from common.queues import Queue
 from common.ramobject import RamObject
 from guest.allocator.zone import Zone
+from host.takeover import lock_object
 from lab.nursery import Nursery, Nursling
 
 __all__ = ["GUEST_POINTS", "HOST_POINTS", "Seat", "Stage", "ZoneWatch"]
@@ -140,6 +144,22 @@ class Stage:
             self._until(functools.partial(self._watch, seat.name), f"guest {seat.name}")
         for seat in self.joined:
             self.start(seat)
+
+    def is_seated(self, seat: Seat) -> bool:
+        """Whether the process has what its kind owns: the lab's name, the guest's zone, a slot of it."""
+        assert seat.child is not None
+        if seat is self.host:
+            with contextlib.suppress(OSError):
+                return Path(SHM_DIR + lock_object(self.lab)).read_text().strip() == str(seat.child.pid)
+            return False
+        zone = self.watch_of(seat).zone
+        if seat in self.mains:
+            return zone.owner() == seat.child.pid
+        return any(zone.slot_word(cpu, C_OWNER_PID) == seat.child.pid for cpu in range(zone.n_cpus))
+
+    def watch_of(self, seat: Seat) -> ZoneWatch:
+        """Of the guest that ``seat`` belongs to."""
+        return next(watch for watch in self.watches if watch.name == seat.name.split("-")[0])
 
     def _host_listens(self) -> bool:
         with contextlib.suppress(LabError):
