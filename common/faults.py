@@ -61,6 +61,10 @@ POINTS: dict[str, str] = {
     "steal.typed": "a pageblock was claimed, its free blocks are on the lists of its old type",
     "split-top.listed": "a block of the top order is two, and nothing was done with either",
     "requeue.taken": "a whole free pageblock is off its list, on its way to another",
+    # guest/allocator/asks.py
+    "install.noted": "a block that a host populated is about to be marked, and what is counted then is noted",
+    "install.page": "one page of a block that a host populated is marked as installed, the others not",
+    "install.counted": "a block that a host populated is marked and counted, and still asked for",
     # guest/allocator/held.py
     "release.interior": "a block is no longer held, and not free",
     # guest/reporting/

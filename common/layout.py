@@ -45,15 +45,19 @@ __all__ = [
     "ASKED",
     "ASK_FREE",
     "ASK_WORDS",
+    "A_INSTALLED",
+    "A_INSTALLS",
     "A_ORDER",
     "A_OWNER",
     "A_PFN",
+    "A_REINSTALLED",
     "A_SEMAPHORE",
     "A_SEQUENCE",
     "A_STATE",
     "BLOCK_MT_MASK",
     "BLOCK_SAVED_SHIFT",
     "CLAIMED",
+    "COUNTED",
     "CPU_DTYPE",
     "CPU_WORDS",
     "C_ALLOCATED_BYTES",
@@ -94,6 +98,7 @@ __all__ = [
     "KIND_SHIFT",
     "LAYOUT_VERSION",
     "MAGIC",
+    "MARKING",
     "MAX_CPUS",
     "MT_MASK",
     "MT_SHIFT",
@@ -200,7 +205,7 @@ __all__ = [
 ]
 
 MAGIC = int.from_bytes(b"FPRZONE\0", "little")
-LAYOUT_VERSION = 6
+LAYOUT_VERSION = 7
 LINE_WORDS = 8  # a 64-byte cache line in int64 words
 
 N_FREE_LISTS = N_ORDERS * N_MIGRATETYPES
@@ -217,10 +222,13 @@ N_ASKS = 16
 ASK_WORDS = 2 * LINE_WORDS
 A_SEMAPHORE = 0
 A_PFN, A_ORDER, A_STATE, A_SEQUENCE, A_OWNER = range(4, 9)
+A_INSTALLS, A_INSTALLED, A_REINSTALLED = range(9, 12)  # what the header's counts are once its pages are marked
 ASK_FREE = 0
 ASKED = 1
 ANSWERED = 2  # it is there
 REFUSED = 3  # it is not, and will not be
+MARKING = 4  # it is there, and its pages are being marked: should the asker die, repair does the rest
+COUNTED = 5  # its pages are marked and counted
 
 _line = (LINE_WORDS,)
 

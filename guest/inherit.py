@@ -25,7 +25,6 @@ from common.layout import (
     C_OF_GUEST,
     C_OWNER_PID,
     C_TOUCHING,
-    INSTALLED,
     ORDER_MASK,
     RESIDENT,
     RETURNED,
@@ -39,7 +38,7 @@ from common.native import kernel, thread_is_gone, view_i64
 from guest.allocator.owners import find_owned, take_slot
 from guest.allocator.slots import cpu_slot
 from guest.allocator.view import ctl_of, open_zone, pages_of
-from guest.memory import PAGE_WORDS, end_touch, poison_pages, resident_map
+from guest.memory import PAGE_WORDS, end_touch, is_there, poison_pages, resident_map
 
 if TYPE_CHECKING:
     from guest.allocator.zone import Zone
@@ -108,8 +107,7 @@ def settle_rest(address, gone):  # type: ignore[no-untyped-def]
         return
     residence = resident_map(address, header[W_N_PAGES])
     for index in range(gone.size):
-        was = residence[first + index]
-        if gone[index] and (was == RESIDENT or was == INSTALLED):
+        if gone[index] and is_there(residence, first + index):
             residence[first + index] = RETURNED
     header[W_RETURNED_PAGES] = header[W_SETTLED_PAGES]
     header[W_SETTLING] = 0

@@ -43,6 +43,7 @@ __all__ = [
     "STAMP_LOST",
     "ZERO_LOST",
     "check_stamps",
+    "is_there",
     "mark_returned",
     "poison_pages",
     "poison_pattern",
@@ -239,9 +240,12 @@ def mark_returned(address, pfns, orders):  # type: ignore[no-untyped-def]
     before = header[W_RETURNED_PAGES]
     for index in range(pfns.size):
         first, pages = pfns[index], 1 << orders[index]
-        begin_settling(header, residence, first, pages)
+        count = np.int64(0)
         for page in range(first, first + pages):
-            if residence[page] == RESIDENT or residence[page] == INSTALLED:
+            count += is_there(residence, page)
+        begin_settling(header, first, count)
+        for page in range(first, first + pages):
+            if is_there(residence, page):
                 residence[page] = RETURNED
                 fault_point(SETTLE_PAGE)
         end_settling(header)
@@ -249,14 +253,17 @@ def mark_returned(address, pfns, orders):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def begin_settling(header, residence, first, pages):  # type: ignore[no-untyped-def]
-    """Note a block whose pages are about to be marked as returned, and what the count is when all of them are.
+def is_there(residence, page):  # type: ignore[no-untyped-def]
+    """True for a page that the guest uses, or that a host populated."""
+    return residence[page] == RESIDENT or residence[page] == INSTALLED
+
+
+@kernel
+def begin_settling(header, first, count):  # type: ignore[no-untyped-def]
+    """Note the block from ``first`` on, of which ``count`` pages are about to be marked as returned.
 
     The reporter alone does this, a block at a time, so one record is enough (``guest.inherit`` reads it).
     """
-    count = np.int64(0)
-    for page in range(first, first + pages):
-        count += residence[page] == RESIDENT or residence[page] == INSTALLED
     header[W_SETTLED_PAGES] = header[W_RETURNED_PAGES] + count
     barrier()
     header[W_SETTLING] = first + 1
@@ -322,15 +329,10 @@ def set_residence(address, first, now):  # type: ignore[no-untyped-def]
     residence = resident_map(address, header[W_N_PAGES])
     count = np.int64(0)
     for index in range(now.size):
-        was = residence[first + index]
-        count += (was == RESIDENT or was == INSTALLED) and now[index] == RETURNED
-    header[W_SETTLED_PAGES] = header[W_RETURNED_PAGES] + count
-    barrier()
-    header[W_SETTLING] = first + 1
-    barrier()
+        count += is_there(residence, first + index) and now[index] == RETURNED
+    begin_settling(header, first, count)
     for index in range(now.size):
-        was = residence[first + index]
-        if (was == RESIDENT or was == INSTALLED) and now[index] == RETURNED:
+        if is_there(residence, first + index) and now[index] == RETURNED:
             residence[first + index] = RETURNED
             fault_point(SETTLE_PAGE)
     end_settling(header)

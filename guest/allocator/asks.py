@@ -5,17 +5,22 @@ block is in flight from ``begin_ask`` to ``end_ask``, so its pages and their byt
 alone, and nothing of it can be handed out, merged or pulled meanwhile (S3).
 
 At every release of the zone lock an ask that is not free names a block in flight. An asker may be killed at any moment:
-the ask is filled before the block is taken and freed after it is back, and repair drops an ask without its block.
+the ask is filled before the block is taken and freed after it is back, and repair drops an ask without its block. One
+that died while it marked the pages as installed has noted the counts that are true afterwards; repair does the rest.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from common.faults import NUMBERS
 from common.layout import (
+    A_INSTALLED,
+    A_INSTALLS,
     A_ORDER,
     A_OWNER,
     A_PFN,
+    A_REINSTALLED,
     A_SEMAPHORE,
     A_SEQUENCE,
     A_STATE,
@@ -23,9 +28,11 @@ from common.layout import (
     ASK_FREE,
     ASK_WORDS,
     ASKED,
+    COUNTED,
     HEAD_MASK,
     IN_FLIGHT,
     INSTALLED,
+    MARKING,
     MT_SHIFT,
     N_ASKS,
     NEVER_TOUCHED,
@@ -42,7 +49,7 @@ from common.layout import (
     W_RANDOM_STATE,
     W_REINSTALLED_PAGES,
 )
-from common.native import barrier, kernel, semaphore_post, semaphore_try, word_address
+from common.native import barrier, fault_point, kernel, semaphore_post, semaphore_try, word_address
 from guest.allocator.buddy import FPI_SKIP_REPORT_NOTIFY
 from guest.allocator.lists import free_list_head, link_after, unlink
 from guest.allocator.pageblocks import free_across_pageblocks
@@ -54,6 +61,8 @@ __all__ = ["ASK", "AWAITED", "ask_word", "asks_pending", "begin_ask", "drop_lost
 ASK = -16  # from here down: minus the number of an ask; N_ASKS: all are taken, come again
 AWAITED = ASK - N_ASKS - 1  # no memory, but blocks that are asked for come back: come again
 MT_FIELD = 0x7
+INSTALL_NOTED, INSTALL_PAGE = NUMBERS["install.noted"], NUMBERS["install.page"]
+INSTALL_COUNTED = NUMBERS["install.counted"]
 
 
 @kernel
@@ -95,17 +104,41 @@ def begin_ask(zone, pfn):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def mark_installed(zone, pfn, order):  # type: ignore[no-untyped-def]
-    """Every page of a block in flight is there now; returns how many were not, and how many of those had been once."""
+def begin_marking(zone, ask):  # type: ignore[no-untyped-def]
+    """Note in an answered ask what the header's counts are once its pages are marked as installed."""
     residence = residence_of(zone)
-    pages = np.int64(0)
+    first = ctl_of(zone)[ask + A_PFN]
+    never = np.int64(0)
     returned = np.int64(0)
-    for page in range(pfn, pfn + (1 << order)):
+    for page in range(first, first + (1 << ctl_of(zone)[ask + A_ORDER])):
+        never += residence[page] == NEVER_TOUCHED
+        returned += residence[page] == RETURNED
+    ctl_of(zone)[ask + A_INSTALLS] = ctl_of(zone)[W_INSTALLS] + 1
+    ctl_of(zone)[ask + A_INSTALLED] = ctl_of(zone)[W_INSTALLED_PAGES] + never + returned
+    ctl_of(zone)[ask + A_REINSTALLED] = ctl_of(zone)[W_REINSTALLED_PAGES] + returned
+    barrier()
+    ctl_of(zone)[ask + A_STATE] = MARKING
+    barrier()
+    fault_point(INSTALL_NOTED)
+
+
+@kernel
+def end_marking(zone, ask):  # type: ignore[no-untyped-def]
+    """Mark every page of an ask's block that was not there as installed, and count them. Done twice it is done once."""
+    residence = residence_of(zone)
+    first = ctl_of(zone)[ask + A_PFN]
+    for page in range(first, first + (1 << ctl_of(zone)[ask + A_ORDER])):
         if residence[page] == NEVER_TOUCHED or residence[page] == RETURNED:
-            returned += residence[page] == RETURNED
             residence[page] = INSTALLED
-            pages += 1
-    return pages, returned
+            fault_point(INSTALL_PAGE)
+    barrier()
+    ctl_of(zone)[W_INSTALLS] = ctl_of(zone)[ask + A_INSTALLS]
+    ctl_of(zone)[W_INSTALLED_PAGES] = ctl_of(zone)[ask + A_INSTALLED]
+    ctl_of(zone)[W_REINSTALLED_PAGES] = ctl_of(zone)[ask + A_REINSTALLED]
+    barrier()
+    ctl_of(zone)[ask + A_STATE] = COUNTED
+    barrier()
+    fault_point(INSTALL_COUNTED)
 
 
 @kernel
@@ -120,11 +153,9 @@ def end_ask(zone, index):  # type: ignore[no-untyped-def]
     pfn = ctl_of(zone)[ask + A_PFN]
     order = ctl_of(zone)[ask + A_ORDER]
     if ctl_of(zone)[ask + A_STATE] == ANSWERED:
-        ctl_of(zone)[W_INSTALLS] += 1
-        pages, returned = mark_installed(zone, pfn, order)
-        ctl_of(zone)[W_INSTALLED_PAGES] += pages
-        ctl_of(zone)[W_REINSTALLED_PAGES] += returned
-    else:
+        begin_marking(zone, ask)
+        end_marking(zone, ask)
+    elif ctl_of(zone)[ask + A_STATE] != COUNTED:
         ctl_of(zone)[W_ASKS_WITHDRAWN] += 1
         if ctl_of(zone)[ask + A_STATE] == REFUSED or ctl_of(zone)[ask + A_OWNER] == zone.thread:
             ctl_of(zone)[W_ASKING] = 0
@@ -152,6 +183,8 @@ def drop_lost_asks(zone):  # type: ignore[no-untyped-def]
     """Part of repair: free each ask whose block is not in flight. Who died was beginning or ending it."""
     for index in range(N_ASKS):
         ask = ask_word(index)
+        if ctl_of(zone)[ask + A_STATE] == MARKING:
+            end_marking(zone, ask)
         head = np.int64(pages_of(zone)[ctl_of(zone)[ask + A_PFN]]) & HEAD_MASK
         if ctl_of(zone)[ask + A_STATE] != ASK_FREE and head != IN_FLIGHT | ctl_of(zone)[ask + A_ORDER]:
             free_ask(zone, ask)

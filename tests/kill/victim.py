@@ -12,12 +12,18 @@ from collections.abc import Callable
 import numpy as np
 
 from common.geometry import PAGE_BYTES, PAGEBLOCK_ORDER, TOP_ORDER, Migratetype
+from common.layout import N_ASKS
 from common.ramobject import RamObject
 from common.statistics import HISTOGRAM_WORDS
+from guest.allocator.asks import ASK, begin_ask
+from guest.allocator.buddy import is_missing
 from guest.allocator.entry import register_device, unregister_device
+from guest.allocator.install import wait_for_install
+from guest.allocator.locked import lock_zone, unlock_zone
 from guest.allocator.view import open_zone
 from guest.allocator.zone import Zone
 from guest.memory import FINDING_WORDS, present_pages
+from guest.reporting import shared
 from guest.reporting.cycle import Batch, Cycle, Outcome
 from guest.workloads import engine
 from host.proof import punch_hole
@@ -59,6 +65,7 @@ class Victim:
         self.zone.drain(self.cpu)
         for policy in self.random.sample(POLICIES, 3):
             self.report_under(policy)
+        self.install()
         while self.state[engine.S_HELD] > MOST_HELD // 2:
             self.release()
 
@@ -109,6 +116,31 @@ class Victim:
         cycle.run(self._carry_out(Outcome.KEPT if poisons else self.random.choice(outcomes)))
         cycle.release()
         unregister_device(self.zone.address, os.getpid())
+
+    def install(self) -> None:
+        """Ask for a block that is not there, populate it as a host would, and end the ask."""
+        assert register_device(self.zone.address, os.getpid(), self.zone.device_pid()) == 0
+        shared.set_open(self.zone.address, 1)
+        shared.set_asking(self.zone.address, os.getpid())
+        for order in range(4, TOP_ORDER + 1):
+            for pfn, _reported in self.zone.free_list(order, Migratetype.MOVABLE):
+                if is_missing(self.view, pfn, order):
+                    self._install_block(pfn)
+                    break
+        shared.refuse_asks(self.zone.address)
+        shared.set_open(self.zone.address, 0)
+        unregister_device(self.zone.address, os.getpid())
+
+    def _install_block(self, pfn: int) -> None:
+        assert lock_zone(self.view)
+        index = ASK - int(begin_ask(self.view, pfn))
+        unlock_zone(self.view)
+        asked = np.zeros((N_ASKS, shared.ASK_COLUMNS), dtype=np.int64)
+        assert shared.collect_asks(self.zone.address, asked) == 1
+        first, order, sequence = asked[0, 1:].tolist()
+        os.posix_fallocate(self.ram.fileno(), first * PAGE_BYTES, PAGE_BYTES << order)
+        assert shared.answer_ask(self.zone.address, index, sequence, True) == 1
+        assert wait_for_install(self.view, index)
 
     def residence(self, pfn: int, order: int) -> np.ndarray:
         return present_pages(self.ram.fileno(), pfn, order)
