@@ -53,6 +53,10 @@ def _run(arguments: list[str] | None) -> int:
         stop.hold()
     with catch_bus_errors(), Machine(settings, on_owning=stop.hold) as machine:
         stop.end(machine.ended)
+        if machine.replaced and not settings.quiet:
+            sys.stderr.write(
+                f"guest {machine.name}: begun anew; --attach would have gone on with the killed one's memory\n"
+            )
         with open_view(machine, quiet=settings.quiet, period_s=_VIEW_PERIOD_S):
             machine.wait(settings.duration_s)
         result = _finish(machine)

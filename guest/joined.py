@@ -78,17 +78,9 @@ class Joined:
 
     def _build(self, ram_address: int) -> None:
         settings = self.settings
-        share = int(self.zone.n_pages * settings.fill) // settings.vcpus
         try:
             for index in range(settings.vcpus):
-                work = WorkloadSettings(
-                    workload=settings.workload,
-                    target_pages=share,
-                    work_order=settings.work_order,
-                    hold_ns=settings.hold_ns,
-                    idle_ns=settings.idle_ns,
-                    seed=settings.seed * 1000 + index,
-                )
+                work = WorkloadSettings.of(settings, self.zone.n_pages, index)
                 self.vcpus.append(VCpu(self.zone, ram_address, work, on_error=self._fail))
         except MachineError as error:
             for vcpu in self.vcpus:

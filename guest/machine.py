@@ -19,7 +19,7 @@ from common.geometry import PAGE_BYTES
 from common.layout import C_OF_GUEST
 from common.promises import check_promises
 from common.queues import unlink_queue
-from common.ramobject import RamObject
+from common.ramobject import RamObject, is_kept
 from common.segment import unlink_object
 from common.settings import GuestSettings
 from guest.allocator import entry
@@ -80,6 +80,7 @@ class Machine:
         self.vcpus: list[VCpu] = []
         self.reporter: Reporter | None = None
         self.error: BaseException | None = None
+        self.replaced = False  # the guest of this name that was here before was killed, and had wanted to be kept
         self.ended = threading.Event()
         self._built = False
         self._last_sequence = 0
@@ -153,7 +154,7 @@ class Machine:
             kept=settings.keep,
             overcommit=settings.overcommit,
             # First of all of a dead guest: its zone beside a new and empty memory would be taken for one guest's.
-            before=lambda: remove_leftovers(self.lab, self.name),
+            before=self._replace,
         )
         self._close.callback(self._close_ram)
         if ram_bytes and not settings.overcommit:
@@ -161,6 +162,11 @@ class Machine:
         remove_leftovers(self.lab, self.name)
         self.zone = Zone.create(self.lab, self.name, settings=self._zone_settings(ram_bytes))
         self._close.callback(self.zone.unlink)
+
+    def _replace(self) -> None:
+        """A dead guest has this name: note whether it had wanted a successor, and remove what is not its RAM object."""
+        self.replaced = is_kept(names.SHM_DIR + names.ram_object(self.lab, self.name))
+        remove_leftovers(self.lab, self.name)
 
     def _attach(self) -> None:
         """The objects of a guest that was killed, and what its zone says of the settings."""
@@ -206,7 +212,12 @@ class Machine:
         self._last_sequence = self._withdraw_reports()
         faults.reach("attach.withdrawn")
         residence = self._residence if self.settings.backend == "shared" else None
-        self.zone.validate()  # takes every lock, so what the dead one held is repaired
+        try:
+            self.zone.validate()  # takes every lock, so what the dead one held is repaired
+        except InvariantViolation as error:
+            raise InvariantViolation(
+                f"guest {self.name!r} cannot be taken over: damaged, {error}; without --attach a new one begins"
+            ) from error
         holder = take_over(self.zone, os.getpid(), residence, stale_pid=self.zone.device_pid())
         if holder:
             raise UsageError(f"process {holder} reports this zone already; one reporting device a zone (-EBUSY)")
@@ -290,20 +301,11 @@ class Machine:
             free_inheritance(self.zone, slot, self.ram_address)
         if settings.workload == "none":
             return
-        share = int(self.zone.n_pages * settings.fill) // settings.vcpus
         for index in range(settings.vcpus):
-            work = WorkloadSettings(
-                workload=settings.workload,
-                target_pages=share,
-                work_order=settings.work_order,
-                hold_ns=settings.hold_ns,
-                idle_ns=settings.idle_ns,
-                seed=settings.seed * 1000 + index,
-            )
             vcpu = VCpu(
                 self.zone,
                 self.ram_address,
-                work,
+                WorkloadSettings.of(settings, self.zone.n_pages, index),
                 on_error=self.fail,
                 on_idle=self._note_idle,
                 job=self.job,

@@ -152,8 +152,10 @@ def main(arguments: list[str]) -> None:
         importlib.import_module(module)
     if os.environ.get("NUMBA_DISABLE_JIT") != "1":
         warm_up()
-    # The terminal's are our parent's to answer. Blocked, not ignored: one that is meant for a child may come before the
-    # child has its handlers, and must not be lost.
+    # The terminal's are our parent's to answer. Blocked as well, for the children: one that is meant for a child may
+    # come before it has handlers, and a signal that is blocked waits where one that is merely ignored is lost.
+    for number in _OF_THE_TERMINAL:
+        signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, _OF_THE_TERMINAL)
     children: set[int] = set()
     _say({"ready": os.getpid()})

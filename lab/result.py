@@ -101,6 +101,9 @@ def _endings(outcome: RunOutcome) -> Iterator[Check]:
     yield Check("not interrupted", not outcome.interrupted, "Ctrl-C or a signal" if outcome.interrupted else "")
     yield Check("ran to its end", outcome.problem is None, outcome.problem or "")
     for end in outcome.processes:
+        if end.exit_code is None:
+            yield Check(f"{end.name} was started", False, "")
+            continue
         yield Check(f"{end.name} ended well", end.exit_code == 0, f"exit code {end.exit_code}")
         yield Check(f"{end.name} left an account", end.account is not None, "")
 

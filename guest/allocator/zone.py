@@ -442,4 +442,4 @@ def _error(code: int, what: str) -> Exception:
         return WrongOrderError(f"{what}: allocated with another order")
     if code == locked.E_OUT_OF_RANGE:
         return OutOfRangeError(f"{what}: outside the zone, or not aligned to its order")
-    return SegmentError(f"{what}: the lock is beyond recovery; remove the zone and start the guest anew")
+    return SegmentError(f"{what}: the lock is beyond recovery; end the guest and start a new one")

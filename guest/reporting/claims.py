@@ -69,7 +69,7 @@ def take_over(zone: Zone, pid: int, residence: Residence | None, *, stale_pid: i
 
 def _check(code: int) -> int:
     if code < 0:
-        raise SegmentError("the zone lock is beyond recovery; remove the zone and start the guest anew")
+        raise SegmentError("the zone lock is beyond recovery; end the guest and start a new one")
     return int(code)
 
 

@@ -304,4 +304,4 @@ def _outcome_of(answer: Outcome | Answer) -> Outcome:
 
 def _check(code: int) -> None:
     if code < 0:
-        raise SegmentError("the zone lock is beyond recovery; remove the zone and start the guest anew")
+        raise SegmentError("the zone lock is beyond recovery; end the guest and start a new one")

@@ -7,11 +7,12 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from common.errors import LabError, UsageError
+from common.settings import GuestSettings
 from common.statistics import HISTOGRAM_WORDS
 from guest.allocator.zone import Zone
 from guest.inherit import Inheritance
@@ -47,6 +48,18 @@ class WorkloadSettings:
     hold_ns: int
     idle_ns: int
     seed: int
+
+    @classmethod
+    def of(cls, settings: GuestSettings, n_pages: int, index: int) -> Self:
+        """Of vCPU ``index`` of a process with these settings, in a zone of ``n_pages``."""
+        return cls(
+            workload=settings.workload,
+            target_pages=int(n_pages * settings.fill) // settings.vcpus,
+            work_order=settings.work_order,
+            hold_ns=settings.hold_ns,
+            idle_ns=settings.idle_ns,
+            seed=settings.seed * 1000 + index,
+        )
 
 
 def check_workload(name: str) -> None:

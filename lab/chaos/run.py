@@ -229,19 +229,19 @@ class _Run:
         """Let everybody end in order, those who joined first, and look at what is left."""
         self._bury_those_who_died_by_themselves()
         self._end_in_order(self.stage.joined)
-        for seat in self.stage.mains:
-            self._end_guest(seat)
-        self._end_in_order([self.stage.host])
+        for seat in (*self.stage.mains, self.stage.host):
+            self._end_seat(seat)
         for watch in self.stage.watches:
             self._check_what_is_left(watch)
         self.result.duration_s = time.monotonic() - self._started
 
-    def _end_guest(self, seat: Seat) -> None:
+    def _end_seat(self, seat: Seat) -> None:
         """One that comes to its named place on the way leaves all to the next."""
         for _ in range(_SUCCESSORS):
             self._wait_until_seated(seat)
-            watch = self.stage.watch_of(seat)
-            self._wait_for_progress(watch, watch.progress(), time.monotonic())
+            if seat in self.stage.mains:
+                watch = self.stage.watch_of(seat)
+                self._wait_for_progress(watch, watch.progress(), time.monotonic())
             if self.result.hung or self._end_in_order([seat]) == {0}:
                 return
             self.stage.start(seat)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 
 from common.geometry import PAGE_BYTES, PAGE_SHIFT
 from common.layout import segment_offsets
@@ -80,12 +81,15 @@ def _mounted(machine: Machine) -> Limit:
 
 def _permitted() -> Limit:
     may = os.access(SHM_DIR, os.R_OK | os.W_OK | os.X_OK)
+    mode = os.stat(SHM_DIR).st_mode
+    guarded = bool(mode & stat.S_ISVTX) or not mode & (stat.S_IWGRP | stat.S_IWOTH)
     return Limit(
         f"{SHM_DIR}, permissions",
-        f"{os.stat(SHM_DIR).st_mode & 0o7777:04o}",
-        "read and write",
-        Verdict.OK if may else Verdict.SHORT,
-        fix="" if may else f"sudo chmod 1777 {SHM_DIR}",
+        f"{stat.S_IMODE(mode):04o}",
+        "read and write; sticky",
+        Verdict.OK if may and guarded else Verdict.SHORT,
+        fix="" if may and guarded else f"sudo chmod 1777 {SHM_DIR}",
+        note="" if guarded else "others may remove what is yours",
     )
 
 

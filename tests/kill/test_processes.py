@@ -13,6 +13,7 @@ import pytest
 
 from common import names
 from common.errors import LabError
+from common.layout import W_FREE_PAGES
 from common.queues import Queue
 from common.settings import GuestSettings
 from guest.allocator.owners import find_owned
@@ -204,6 +205,37 @@ def test_a_guest_that_died_as_it_attached_is_followed_by_another(scene: Scene, p
     scene.kill(first)
     scene.dies(scene.guest("--attach", fault=point))
     third = scene.guest("--attach")
+    scene.sees(third, returned, 64)
+    finish(scene, third, host)
+
+
+def test_a_guest_that_begins_anew_says_what_was_there(scene: Scene) -> None:
+    """Somebody asked to keep it, and now it is gone."""
+    host = scene.host()
+    first = scene.guest("--keep")
+    scene.sees(first, returned, 64)
+    scene.kill(first)
+    second = scene.guest("--no-quiet")
+    scene.sees(second, returned, 64)
+    finish(scene, second, host)
+    assert second.err.read_text().startswith(f"guest {GUEST}: begun anew; --attach")
+
+
+def test_a_damaged_zone_is_refused_with_the_way_out(scene: Scene) -> None:
+    host = scene.host()
+    first = scene.guest("--keep")
+    scene.sees(first, returned, 64)
+    scene.kill(first)
+    zone = Zone.attach(scene.lab, GUEST)
+    zone.validate()
+    zone._control[W_FREE_PAGES] += 1
+    zone.close()
+    second = scene.guest("--attach")
+    assert second.ended_within(PATIENCE_S)
+    (line,) = second.err.read_text().splitlines()
+    assert "free_pages" in line
+    assert line.endswith("; without --attach a new one begins")
+    third = scene.guest()
     scene.sees(third, returned, 64)
     finish(scene, third, host)
 

@@ -165,6 +165,20 @@ def test_what_is_mounted_is_looked_at(tmp_path: Path, line: str, verdict: Verdic
     assert fix in limit.fix
 
 
+@pytest.mark.parametrize(
+    ("mode", "verdict"),
+    [(0o1777, Verdict.OK), (0o700, Verdict.OK), (0o777, Verdict.SHORT), (0o770, Verdict.SHORT)],
+)
+def test_a_folder_where_others_may_remove_our_names_is_short(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, mode: int, verdict: Verdict
+) -> None:
+    monkeypatch.setattr("lab.doctor.shared_memory.SHM_DIR", str(tmp_path))
+    tmp_path.chmod(mode)
+    found = named(shared_memory_limits(Machine(), PLAN), f"{tmp_path}, permissions")
+    assert found.verdict is verdict
+    assert bool(found.fix) == bool(found.note) == (verdict is Verdict.SHORT)
+
+
 def test_advice_is_no_failure(tmp_path: Path) -> None:
     machine = machine_with(
         tmp_path,
