@@ -313,6 +313,39 @@ def test_strict_refuses_an_imported_file_with_gaps(tmp_path: Path, capsys: pytes
     assert "lost by the recorder" in capsys.readouterr().err
 
 
+def test_strict_refuses_a_snapshot_that_is_a_little_stale(
+    tmp_path: Path, run_replay: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A dozen pages are free in it that the recording gives back: corrected, and told, but for ``--strict``."""
+    guest, trace, start = recorded(tmp_path)
+    head, *rows = Path(start).read_text().removeprefix(HEAD).splitlines()
+    given = [int(line.split("pfn=")[1].split()[0], 16) for line in guest.lines if "mm_page_free:" in line]
+    rows = sorted([head, *rows, *(f"{pfn},0,0,1" for pfn in given[:12])], key=lambda row: int(row.split(",")[0]))
+    stale, packed = tmp_path / "stale.blocks.csv", str(tmp_path / "packed.parquet")
+    stale.write_text(HEAD + "".join(f"{row}\n" for row in rows))
+    assert main(["import", trace, "--out", packed, "--quiet"]) == 0
+    for snapshot, *strict in ((start, "--strict"), (str(stale),)):
+        assert run_replay(packed, "--start", snapshot, *SMALL, *strict)["reported_bytes"] > 0
+    capsys.readouterr()
+    assert main(["replay", packed, "--start", str(stale), *SMALL, "--strict"]) == 2
+    told = capsys.readouterr().err
+    assert f"--strict: {stale}: contradicts" in told
+    assert "expected a snapshot taken as the recording begins" in told
+
+
+def test_a_snapshot_of_another_moment_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the recording's end: what it calls free the recording gives back."""
+    guest, trace, _ = recorded(tmp_path)
+    stale, packed = tmp_path / "stale.blocks.csv", str(tmp_path / "packed.parquet")
+    stale.write_text(guest.snapshot())
+    assert main(["import", trace, "--out", packed, "--quiet"]) == 0
+    capsys.readouterr()
+    assert main(["replay", packed, "--start", str(stale), *SMALL]) == 2
+    assert "2500 were not as it says" in capsys.readouterr().err
+    assert main(["replay", trace, "--start", str(stale), *SMALL, "--strict"]) == 2
+    assert "put on the buddy lists that were on them" in capsys.readouterr().err
+
+
 def test_many_settings_go_over_the_executor_seam(tmp_path: Path) -> None:
     """Orders 4 and 8 of one recording: the lower order gives back as much or more."""
     _, trace, start = recorded(tmp_path)
