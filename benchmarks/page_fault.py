@@ -28,7 +28,7 @@ _TOUCHED_PAGES = 32 << 8  # 32 MiB
 # One processor is left to the host and the reporter: what they compute is not what the vCPUs lose.
 _VCPUS = max(1, (os.cpu_count() or 2) - 1)
 _DURATION_S = 5  # two runs and more at a delay of 2 s
-_V9 = {"inhibited": 0.991, "on": 0.967}  # v4..v9 covers, 16 vCPUs (reference 2.2)
+_V9 = {"inhibited": 0.991, "on": 0.967}  # v4..v9 covers, 16 vCPUs
 _MAINLINE_ON = 0.992  # v16 = v17, pf1 x16
 _INHIBITED_BOUND, _REFAULT_BOUND = 0.995, 0.99
 

@@ -1,6 +1,6 @@
 """Sizes and kinds that both sides must agree on: pages, orders, pageblocks, migratetypes.
 
-Values are those of x86-64 Linux in the period of the v9 series (reference section 1).
+Values are those of x86-64 Linux in the period of the v9 series.
 
 ``FPR_PAGEBLOCK_ORDER`` in the environment makes pageblocks smaller, and the top order with them, which stays one more
 (CONFIG_PAGE_BLOCK_ORDER and CONFIG_ARCH_FORCE_MAX_ORDER of Linux): a zone of 16 pages then has pageblocks, merges

@@ -138,7 +138,7 @@ class _RunSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class _MachineSettings(_RunSettings):
-    """A guest's memory, its allocator, its reporting and its work. Values of v9 where v9 has one (reference 1)."""
+    """A guest's memory, its allocator, its reporting and its work. Values of v9 where v9 has one."""
 
     memory: int = option(
         "memory",

@@ -1,4 +1,4 @@
-"""Where recordings of a real guest are, for tests that are skipped without them."""
+"""Where recordings of a real guest are: a small one in ``examples``, and a whole folder for those who have one."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ["recordings"]
+__all__ = ["SMALL", "recordings"]
 
-_BESIDE = Path(__file__).resolve().parents[2] / "shared/data/linux-guest"
+SMALL = Path(__file__).resolve().parents[1] / "examples/linux-guest"
 
 
 def recordings() -> Path:
-    """The folder that ``FPR_RECORDINGS`` names, else the one beside this checkout; skips the test without one."""
-    folder = Path(os.environ.get("FPR_RECORDINGS") or _BESIDE)
-    if not (folder / "traces").is_dir():
-        pytest.skip(f"there are no recordings in {folder}; FPR_RECORDINGS names another folder")
-    return folder
+    """The folder that ``FPR_RECORDINGS`` names, with every phase; skips the test without one."""
+    folder = os.environ.get("FPR_RECORDINGS", "")
+    if not (Path(folder) / "traces").is_dir():
+        pytest.skip("FPR_RECORDINGS names no folder of recordings (with traces/, snapshots/ and runs/)")
+    return Path(folder)

@@ -143,7 +143,7 @@ def set_hint_bit(zone, pfn):  # type: ignore[no-untyped-def]
 
 @kernel
 def notify_free(zone, pfn, order):  # type: ignore[no-untyped-def]
-    """Is a run due? Asked after each ordinary free, with what it merged to (reference 1.3, 3.2, 4.1; B3, P3, S15)."""
+    """Is a run due? Asked after each ordinary free, with what it merged to (B3, P3, S15)."""
     if not ctl_of(zone)[W_REPORTING_ENABLED] or order < ctl_of(zone)[W_MIN_ORDER]:
         return
     trigger = ctl_of(zone)[W_TRIGGER]

@@ -1,7 +1,7 @@
 """Free lists: circular, doubly linked through the page records (include/linux/list.h, helpers of patch 6/8).
 
 Everything here runs with the zone lock held. The helpers that take a page off a list or move it are the only places
-where the Reported flag is lost and where the boundary is moved, as in v9 (reference 1.7).
+where the Reported flag is lost and where the boundary is moved, as in v9.
 """
 
 from __future__ import annotations

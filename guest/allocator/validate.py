@@ -1,4 +1,4 @@
-"""The validating walker: every list, every record, every counter, checked against the contract (reference section 6).
+"""The validating walker: every list, every record, every counter, checked against the contract.
 
 ``find_breaches`` looks at a zone whose locks are held (or that nobody else uses). It trusts no link: nodes are checked
 before they are followed, and walks are bounded.

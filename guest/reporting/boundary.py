@@ -5,7 +5,7 @@ page_reporting_fill over get_unreported_page, *end* its tail; *put back* (page_r
 free_reported_page) is shared with others, in ``blocks``. All run with the zone lock held, on one batch of at most
 ``capacity`` blocks.
 
-Where v9 was wrong (reference 1.8) this does what is right; docs/divergences.md tells each.
+Where v9 was wrong this does what is right; docs/divergences.md tells each.
 
 * The ISOLATE boundaries are reset with the others.
 * A list that compaction turned is marked, and a pull walks past its Reported blocks (as v10 does) instead of taking

@@ -1,4 +1,4 @@
-"""Mainline as of 2026: three states, a budget a list, and rotation in place of a boundary (reference 4.1, M1 to M6).
+"""Mainline as of 2026: three states, a budget a list, and rotation in place of a boundary (M1 to M6).
 
 Mirrors mm/page_reporting.c: *begin* is the head of page_reporting_process, *pull* is page_reporting_process_zone over
 page_reporting_cycle, *end* the tail of the former. A run is one pass over the lists.

@@ -1,4 +1,4 @@
-"""v9 without its boundary: every block is looked for from the tail on, past what is Reported (reference 2.2, D7).
+"""v9 without its boundary: every block is looked for from the tail on, past what is Reported (D7).
 
 All else is v9's: flag, high-water mark, delay, capacity, highest order first, put back at the tail. What differs is
 where the search starts. ``boundary`` knows; this one walks the reported run again for each block, so a run over ``n``

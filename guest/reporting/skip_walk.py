@@ -1,6 +1,6 @@
 """v10 to v13: a walk back from the boundary over what is Reported, and isolation that obeys the min watermark.
 
-Mirrors page_reporting_cycle, page_reporting_fill and get_unreported_page of those versions (reference 1.9). Against v9:
+Mirrors page_reporting_cycle, page_reporting_fill and get_unreported_page of those versions. Against v9:
 
 * A pull walks back from the boundary, skips Reported blocks and remembers how far it came as the new boundary; v12:
   only if it skipped any. So nothing depends on the shape of the list, and no turned list hides a block (D6).

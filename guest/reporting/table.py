@@ -67,13 +67,13 @@ POLICIES = {
     policy.name: policy
     for policy in (
         Policy(0, "off", "no reporting: nothing is ever given back", "off", 0, 16),
-        # v9: HZ/10, min(ring, 16), reference section 0.
+        # v9: HZ/10, min(ring, 16).
         Policy(1, "boundary", "v9: flag, boundary, high-water mark", "hwm", 100_000_000, 16),
         Policy(2, "scan", "v9 without the boundary: each block is searched from the tail", "hwm", 100_000_000, 16),
-        # The core of v11 and v12 refuses a capacity above 32. That is a limit, not a value: the reference names no
+        # The core of v11 and v12 refuses a capacity above 32. That is a limit, not a value: the letters name no
         # capacity of the driver between v9's 16 and mainline's 32.
         Policy(3, "skip-walk", "v10 to v13: skips what is reported, min watermark", "hwm", 100_000_000, 16),
-        # The high-water mark is not asked for; see reference section 0 for 2 s and 32.
+        # The high-water mark is not asked for; 2 s and 32 are mainline's.
         Policy(
             4,
             "rotate",
@@ -100,7 +100,7 @@ POLICIES = {
             host_started=True,
             rearms=False,
         ),
-        # v10 to v12 of Nitesh Narayan Lal's series: 16 bits set, reports of 16, a workqueue at once (reference 3.2).
+        # v10 to v12 of Nitesh Narayan Lal's series: 16 bits set, reports of 16, a workqueue at once.
         Policy(7, "bitmap", "a bit a block set on free, no flag, a lock cycle a bit", "bitmap", 0, 16, 16),
         # Trigger, delay and batch of mainline, since those of the driver that it follows are not known.
         Policy(8, "hold", "report, then hold the block until memory is short", "any", 2_000_000_000, 32, keeps=True),

@@ -49,7 +49,7 @@ def _steps(*names: str) -> dict[str, Any]:
 BUGS = {
     bug.name: bug
     for bug in (
-        # The faults of v9 (reference 1.8).
+        # The faults of v9.
         Bug(
             "isolate-boundary",
             "v9: the boundaries of ISOLATE are not set when a run begins",

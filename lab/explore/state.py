@@ -20,6 +20,7 @@ from common.errors import UsageError
 from common.geometry import N_ORDERS, PAGEBLOCK_ORDER
 from common.layout import (
     A_ORDER,
+    A_OWNER,
     A_PFN,
     A_STATE,
     ACTIVE_BOUNDARY,
@@ -281,6 +282,7 @@ def unpack(zone, scenario, words, nodes, state, hand, ram):  # type: ignore[no-u
         ctl[ask + A_STATE] = np.int64(state[at])
         ctl[ask + A_PFN] = np.int64(state[at + 1])
         ctl[ask + A_ORDER] = np.int64(state[at + 2])
+        ctl[ask + A_OWNER] = zone.thread  # both vCPUs are this thread
         at += 3
     links_of(zone)[: 2 * nodes] = state[at : at + 2 * nodes]
     pages = pages_of(zone)

@@ -19,7 +19,7 @@ from lab.shows.base import Context, Presentation, Table, ratio_text, summary
 
 __all__ = ["CoverLetters"]
 
-# will-it-scale, pages a second: baseline, then the rows (reference section 2.1; addresses of the covers in 1.1).
+# will-it-scale, pages a second: baseline, then the rows.
 # Columns: page_fault1 with 1 task, page_fault2 with 1, page_fault1 with 16, page_fault2 with 16.
 _ROWS = ("off", "on, discards disabled", "on", "on + shuffle")
 _LETTERS: dict[str, dict[str, tuple[float, float, float, float]]] = {

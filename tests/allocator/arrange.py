@@ -21,7 +21,7 @@ JIT_OFF = os.environ.get("NUMBA_DISABLE_JIT") == "1"
 def make_zone(memory_bytes: int = 16 * MIB, *, registered: bool = True, **overrides: Any) -> Zone:
     """A private zone whose order of events is exact: no per-CPU lists, no shuffling, min watermark of one page.
 
-    ``registered``: this process is its reporting device, so a first run is asked for (section 1.3).
+    ``registered``: this process is its reporting device, so a first run is asked for.
     """
     chosen: dict[str, Any] = {
         "memory_bytes": memory_bytes,

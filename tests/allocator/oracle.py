@@ -1,11 +1,11 @@
 """The naive oracle: the buddy allocator of Linux 5.3 and the v9 reporting marks in plain dicts and lists.
 
-Written from the reference (section 1) and nothing else; slow on purpose, so that each step can be checked by eye.
+Written from the patches and nothing else; slow on purpose, so that each step can be checked by eye.
 A free list is a Python list, index 0 is the head. Whatever is not on a list is in ``allocated`` or ``in_flight``.
 The compiled allocator is held against it step by step, pfn by pfn and list entry by list entry.
 
-Where the reference leaves the choice open the oracle says so instead of guessing: a list whose order depends on
-how the repair for rotated lists walks (section 1.8) is named by ``loose`` and compared as a set.
+Where the patches leave the choice open the oracle says so instead of guessing: a list whose order depends on
+how the repair for rotated lists walks is named by ``loose`` and compared as a set.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ ListKey = tuple[int, int]  # (order, migratetype)
 
 
 class OracleError(Exception):
-    """The oracle refuses: what the caller asked for is an error by the reference too."""
+    """The oracle refuses: what the caller asked for is an error in the kernel too."""
 
 
 @dataclass
@@ -89,7 +89,7 @@ class OracleZone:
             self.lists[order, MOVABLE].append(pfn)
             pfn += 1 << order
 
-    # -- free lists (section 1.7)
+    # -- free lists
     def _next(self, key: ListKey, pfn: int) -> int | None:
         entries = self.lists[key]
         index = entries.index(pfn) + 1
@@ -392,7 +392,7 @@ class OracleZone:
     def pull(self, capacity: int, seen: Sequence[tuple[int, int]] = ()) -> tuple[list[tuple[int, int]], bool]:
         """A batch of (pfn, order) and whether it is the last, for it ends in underflow.
 
-        ``seen`` is what the allocator under test pulled: followed where the reference leaves the choice open.
+        ``seen`` is what the allocator under test pulled: followed where the patches leave the choice open.
         """
         batch: list[tuple[int, int]] = []
         self.underflow = False
@@ -438,7 +438,7 @@ class OracleZone:
         return [(pfn, self.blocks[pfn].reported) for pfn in self.lists[order, migratetype]]
 
     def adopt(self, order: int, migratetype: int, entries: Sequence[tuple[int, bool]]) -> None:
-        """Take over the order (not the content) of a list where the reference leaves it open."""
+        """Take over the order (not the content) of a list where the patches leave it open."""
         assert Counter(entries) == Counter(self.free_list(order, migratetype)), (order, migratetype)
         self.lists[order, migratetype] = [pfn for pfn, _ in entries]
         self.boundary[order, migratetype] = None

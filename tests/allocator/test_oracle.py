@@ -47,7 +47,7 @@ def test_s7_merge_at_put_back_is_not_reported() -> None:
 
 
 def test_boundary_walks_up_and_restart_takes_tail_then_head() -> None:
-    """Alexander's picture at the end of section 1.7."""
+    """Alexander's picture of v9's cover letter."""
     oracle = emptied(16 * 512)
     for pageblock in (0, 2, 4):
         oracle.free(pageblock * 512, 9)

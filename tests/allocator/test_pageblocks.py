@@ -28,7 +28,7 @@ def zone() -> Iterator[Zone]:
 
 @pytest.mark.parametrize("pageblocks", [(0,), (1,), (0, 1), (1, 0), (6, 7)])
 def test_changing_the_type_of_free_memory_leaves_a_valid_zone(zone: Zone, pageblocks: tuple[int, ...]) -> None:
-    """After each change: no page lost, no two free buddies left apart (section 1.6)."""
+    """After each change: no page lost, no two free buddies left apart."""
     for pageblock in pageblocks:
         zone.set_pageblock_migratetype(pageblock, UNMOVABLE)
         zone.validate()

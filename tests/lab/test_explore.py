@@ -90,7 +90,7 @@ def test_s9_a_free_that_meets_an_isolation_leaves_no_page_on_a_per_cpu_list() ->
 
 @pytest.mark.parametrize("bug", BUGS)
 def test_a_planted_bug_is_found(bug: str) -> None:
-    """v9's four faults (reference 1.8), D3, S5, and one more for each promise: named by its identifier."""
+    """v9's four faults, D3, S5, and one more for each promise: named by its identifier."""
     found = searches()[bug]
     assert found["why"] == "violation"
     named = {breach.partition(":")[0] for breach in found["breaches"]}

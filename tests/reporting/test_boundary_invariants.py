@@ -1,4 +1,4 @@
-"""The boundary while a run is active: D1 to D7 of section 6, on scenes small enough to draw.
+"""The boundary while a run is active: D1 to D7, on scenes small enough to draw.
 
 In the drawings the list is written head to tail, ``|`` stands ahead of the boundary.
 """
@@ -57,7 +57,7 @@ def half_way(zone: Zone, blocks: int = 6, capacity: int = 3) -> tuple[Cycle, lis
 
 
 def test_d1_boundary_is_the_list_head_or_a_node_of_that_list(zone: Zone) -> None:
-    """D1, section 1.2: over a whole run, while blocks come and go."""
+    """D1: over a whole run, while blocks come and go."""
     _, buddies = free_alternating(zone, 10)
     cycle = boundary_cycle(zone, capacity=2)
 
@@ -76,7 +76,7 @@ def test_d1_boundary_is_the_list_head_or_a_node_of_that_list(zone: Zone) -> None
 
 
 def test_d2_from_the_boundary_to_the_tail_all_are_reported(zone: Zone) -> None:
-    """D2, section 1.2: with frees and allocations between the batches."""
+    """D2: with frees and allocations between the batches."""
     freed, buddies = free_alternating(zone, 12)
     assert freed
     cycle = boundary_cycle(zone, capacity=2)
@@ -92,7 +92,7 @@ def test_d2_from_the_boundary_to_the_tail_all_are_reported(zone: Zone) -> None:
 
 
 def test_d3_removing_the_boundary_page_moves_it_to_the_next(zone: Zone) -> None:
-    """D3, section 1.7: the page at the boundary merges away."""
+    """D3: the page at the boundary merges away."""
     cycle, freed, buddies = half_way(zone)
     entries = [pfn for pfn, _ in zone.free_list(9, MOVABLE)]
     mark = boundary_of(zone, 9, MOVABLE)
@@ -136,7 +136,7 @@ def test_d3_the_boundary_page_is_allocated(zone: Zone) -> None:
 
 
 def test_d4_a_put_back_lands_directly_ahead_of_the_boundary_and_becomes_it(zone: Zone) -> None:
-    """D4, section 1.6: first pulled, nearest the tail, so the list keeps its order."""
+    """D4: first pulled, nearest the tail, so the list keeps its order."""
     cycle, _, _ = half_way(zone)
     before = [pfn for pfn, _ in zone.free_list(9, MOVABLE)]
     batch = one_batch(cycle)
@@ -157,7 +157,7 @@ def test_d4_an_ordinary_free_lands_at_the_head(zone: Zone) -> None:
 
 
 def test_d4_a_likely_merge_lands_directly_ahead_of_the_boundary() -> None:
-    """D4, section 1.11: at a low minimum order a tail add meets the boundary."""
+    """D4: at a low minimum order a tail add meets the boundary."""
     zone = make_zone(16 * MIB, min_order=3, high_water_mark=1024)
     pfns = free_alternating(zone, 2, order=4)[0]
     cycle = boundary_cycle(zone, capacity=1)
@@ -180,7 +180,7 @@ def test_d4_a_likely_merge_lands_directly_ahead_of_the_boundary() -> None:
 
 @pytest.mark.parametrize("merge_likely", [True, False])
 def test_d5_an_idle_list_reads_unreported_reported_unreported(merge_likely: bool) -> None:
-    """D5, section 1.5: U* R* U* after each run and any frees, so a pull finds nothing iff there is nothing."""
+    """D5: U* R* U* after each run and any frees, so a pull finds nothing iff there is nothing."""
     zone = make_zone(16 * MIB, min_order=2, merge_likely=merge_likely)
     held = sorted(free_alternating(zone, 0, order=2)[0]) or list(range(0, 4096, 4))
     cycle = boundary_cycle(zone, capacity=5)
@@ -211,7 +211,7 @@ def test_d5_pull_is_none_only_when_nothing_is_left(zone: Zone) -> None:
 @pytest.mark.parametrize("first", range(1, 8))
 @pytest.mark.parametrize("capacity", [1, 3, 16])
 def test_d6_none_is_missed_on_a_list_that_was_rotated_while_idle(zone: Zone, first: int, capacity: int) -> None:
-    """D6, section 1.8: compaction turns ``UUUURRRR`` anywhere; v9 would miss blocks, the repair must not."""
+    """D6: compaction turns ``UUUURRRR`` anywhere; v9 would miss blocks, the repair must not."""
     freed, _ = free_alternating(zone, 4)
     boundary_cycle(zone).run(accept)
     for pfn in range(freed[-1] + 2 * PAGEBLOCK_PAGES, freed[-1] + 10 * PAGEBLOCK_PAGES, 2 * PAGEBLOCK_PAGES):
@@ -310,14 +310,14 @@ def test_d7_a_first_run_over_everything_is_linear() -> None:
 
 
 def test_boundaries_of_two_types_are_apart(zone: Zone) -> None:
-    """D1, section 1.2: one boundary per order and migratetype."""
+    """D1: one boundary per order and migratetype."""
     freed, _ = free_alternating(zone, 8)
     for pfn in freed[:4]:
         zone.set_pageblock_migratetype(pfn // PAGEBLOCK_PAGES, CMA)
     cycle = boundary_cycle(zone, capacity=6)
     cycle.begin()
     batch = one_batch(cycle)
-    assert {int(pfn) for pfn in batch.pfns[:4]} == set(freed[:4]), "the last type first, section 1.4"
+    assert {int(pfn) for pfn in batch.pfns[:4]} == set(freed[:4]), "the last type first"
     assert drawn(zone, CMA) == "|RRRR"
     assert drawn(zone, MOVABLE) == "UU|RR"
     cycle.end()

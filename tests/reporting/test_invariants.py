@@ -1,4 +1,4 @@
-"""Safety, bookkeeping and progress of the cycle, one test or more for each invariant of section 6 of the reference.
+"""Safety, bookkeeping and progress of the cycle, one test or more for each invariant.
 
 ``policy`` goes over the policies that an invariant holds for. The boundary's own (D1 to D7) are in
 test_boundary_invariants.py, those of other policies in files of their names, the repaired faults of v9 in
@@ -63,7 +63,7 @@ def managed(zone: Zone) -> int:
 
 
 def test_s1_reported_means_a_free_head_of_min_order_on_exactly_one_list(zone: Zone, policy: str) -> None:
-    """S1, section 1.2: after a run over blocks of mixed orders."""
+    """S1: after a run over blocks of mixed orders."""
     pfns = exhaust(zone, 8)
     for pfn in (*pfns[0:40:4], *pfns[40:60], pfns[61]):
         zone.free(pfn, 8)
@@ -83,7 +83,7 @@ def test_s1_reported_means_a_free_head_of_min_order_on_exactly_one_list(zone: Zo
 
 @pytest.mark.parametrize("min_order", [0, 5, 9, 10])
 def test_s1_no_block_below_min_order_is_pulled(min_order: int, policy: str) -> None:
-    """S1, section 1.4: fill goes down to the minimum order and no further."""
+    """S1: fill goes down to the minimum order and no further."""
     zone = policy_zone(policy, 16 * MIB, min_order=min_order)
     held = [zone.alloc(0) for _ in range(3)]
     orders: set[int] = set()
@@ -101,7 +101,7 @@ def test_s1_no_block_below_min_order_is_pulled(min_order: int, policy: str) -> N
 
 
 def test_s2_flag_is_lost_when_the_block_is_allocated(zone: Zone, policy: str) -> None:
-    """S2, section 1.7: and does not come back with the free."""
+    """S2: and does not come back with the free."""
     free_alternating(zone, 1)
     report_everything(policy_cycle(zone, policy))
     assert flags_of(zone) == "R"
@@ -115,7 +115,7 @@ def test_s2_flag_is_lost_when_the_block_is_allocated(zone: Zone, policy: str) ->
 
 @pytest.mark.parametrize("order", [0, 5, 9])
 def test_s2_s7_halves_of_a_split_are_not_reported(zone: Zone, order: int, policy: str) -> None:
-    """S2 and S7, section 1.7: split halves are added anew."""
+    """S2 and S7: split halves are added anew."""
     report_everything(policy_cycle(zone, policy))
     before = zone.statistics().reported
     pfn = zone.alloc(order)
@@ -127,7 +127,7 @@ def test_s2_s7_halves_of_a_split_are_not_reported(zone: Zone, order: int, policy
 
 
 def test_s2_s7_merge_of_a_reported_block_is_not_reported(zone: Zone, policy: str) -> None:
-    """S2 and S7, section 1.7: a freed buddy swallows the flag."""
+    """S2 and S7: a freed buddy swallows the flag."""
     freed, buddies = free_alternating(zone, 1)
     report_everything(policy_cycle(zone, policy))
     zone.free(buddies[0], 9)
@@ -136,7 +136,7 @@ def test_s2_s7_merge_of_a_reported_block_is_not_reported(zone: Zone, policy: str
 
 
 def test_s2_flag_is_lost_by_isolation_at_the_latest_when_it_ends(zone: Zone, policy: str) -> None:
-    """S2, section 1.7: without ACTIVE the clearing may be put off until the block leaves isolation."""
+    """S2: without ACTIVE the clearing may be put off until the block leaves isolation."""
     freed, _ = free_alternating(zone, 1)
     report_everything(policy_cycle(zone, policy))
     pageblock = freed[0] // PAGEBLOCK_PAGES
@@ -207,7 +207,7 @@ def test_s4_pull_lowers_free_by_what_it_took_and_put_back_restores_it(
 
 
 def test_s7_merge_at_put_back_is_not_reported(zone: Zone, policy: str) -> None:
-    """S7, section 1.6: the bigger block holds memory that was never discarded."""
+    """S7: the bigger block holds memory that was never discarded."""
     freed, buddies = free_alternating(zone, 1)
     cycle = policy_cycle(zone, policy)
     cycle.begin()
@@ -235,7 +235,7 @@ def test_s7_two_reported_blocks_that_merge_are_not_reported(zone: Zone, policy: 
 
 @pytest.mark.parametrize("outcome", [Outcome.FAILED, Outcome.WITHDRAWN])
 def test_s8_blocks_of_a_failed_report_are_put_back_unflagged(zone: Zone, outcome: Outcome, policy: str) -> None:
-    """S8, section 1.8: v15 and later; v9 flags them although nothing was discarded."""
+    """S8: v15 and later; v9 flags them although nothing was discarded."""
     freed, _ = free_alternating(zone, 5)
     policy_cycle(zone, policy, capacity=2).run(lambda batch: outcome)
     assert sorted(pfn for pfn, _ in zone.free_list(9, MOVABLE)) == freed
@@ -247,7 +247,7 @@ def test_s8_blocks_of_a_failed_report_are_put_back_unflagged(zone: Zone, outcome
 
 
 def test_s9_isolated_blocks_are_never_pulled(zone: Zone, policy: str) -> None:
-    """S9, section 1.4: even when there is nothing else."""
+    """S9: even when there is nothing else."""
     freed, _ = free_alternating(zone, 4)
     for pfn in freed[:2]:
         zone.isolate(pfn // PAGEBLOCK_PAGES)
@@ -266,9 +266,9 @@ def test_s9_isolated_blocks_are_never_pulled(zone: Zone, policy: str) -> None:
 def test_s10_batches_are_full_but_the_last_which_is_marked(
     zone: Zone, capacity: int, sizes: list[int], policy: str
 ) -> None:
-    """S10, section 1.4: at most ``capacity`` blocks in flight; a short batch, and only that, says it is the last.
+    """S10: at most ``capacity`` blocks in flight; a short batch, and only that, says it is the last.
 
-    Mainline looks ahead: what is left at the end of a pass is the last batch, full or not (section 4.1).
+    Mainline looks ahead: what is left at the end of a pass is the last batch, full or not.
     """
     free_alternating(zone, 7)
     seen: list[tuple[int, bool]] = []
@@ -306,7 +306,7 @@ def test_s10_the_zone_lock_is_not_held_while_the_host_works(zone: Zone, policy: 
 
 @pytest.mark.parametrize("policy", LIKE_V9)
 def test_s15_put_back_notifies_nobody(zone: Zone, policy: str) -> None:
-    """S15, section 1.3: a merge at put-back lifts nr_free[10] over the mark, and no run is asked for."""
+    """S15: a merge at put-back lifts nr_free[10] over the mark, and no run is asked for."""
     freed, buddies = free_alternating(zone, 1)
     held = exhaust_pair(zone)
     cycle = policy_cycle(zone, policy)
@@ -366,7 +366,7 @@ def test_b1_counter_is_the_number_of_flags_on_the_lists_of_an_order(zone: Zone, 
 
 
 def test_b2_one_reference_for_the_zone_that_asks(zone: Zone, policy: str) -> None:
-    """B2, section 1.4: taken with REQUESTED, dropped with it at underflow."""
+    """B2: taken with REQUESTED, dropped with it at underflow."""
     pfns = exhaust(zone)
     cycle = policy_cycle(zone, policy)
     cycle.run(accept)
@@ -382,7 +382,7 @@ def test_b2_one_reference_for_the_zone_that_asks(zone: Zone, policy: str) -> Non
 @pytest.mark.parametrize("policy", LIKE_V9)
 @pytest.mark.parametrize("high_water_mark", [1, 2, 31, 32])
 def test_b3_a_run_is_asked_for_exactly_at_the_high_water_mark(high_water_mark: int, policy: str) -> None:
-    """B3, section 1.3: one block fewer must not, that block must; counted above what is reported already."""
+    """B3: one block fewer must not, that block must; counted above what is reported already."""
     zone = policy_zone(policy, 256 * MIB, high_water_mark=high_water_mark)
     pfns = exhaust(zone)[::2]
     cycle = policy_cycle(zone, policy)
@@ -399,7 +399,7 @@ def test_b3_a_run_is_asked_for_exactly_at_the_high_water_mark(high_water_mark: i
 
 
 def test_b3_default_mark_is_v9s_32() -> None:
-    """B3: PAGE_REPORTING_HWM of section 1.2."""
+    """B3: PAGE_REPORTING_HWM of v9."""
     zone = make_zone(256 * MIB)
     pfns = exhaust(zone)[::2]
     boundary_cycle(zone).run(accept)
@@ -413,7 +413,7 @@ def test_b3_default_mark_is_v9s_32() -> None:
 
 @pytest.mark.parametrize("trigger", ["off"])
 def test_b3_no_trigger_no_request(trigger: str) -> None:
-    """B3, section 1.3, step 1: the static key is off."""
+    """B3, step 1: the static key is off."""
     zone = make_zone(64 * MIB, high_water_mark=1, trigger=trigger)
     pfns = exhaust(zone)
     boundary_cycle(zone).run(accept)
@@ -424,7 +424,7 @@ def test_b3_no_trigger_no_request(trigger: str) -> None:
 
 
 def test_b3_frees_below_min_order_ask_for_nothing(zone: Zone, policy: str) -> None:
-    """B3, section 1.3, step 2."""
+    """B3, step 2."""
     pfns = exhaust(zone, 8)
     report_everything(policy_cycle(zone, policy))
     for pfn in pfns[::2]:
@@ -463,7 +463,7 @@ def test_b5_boundaries_are_fresh_at_the_start_of_each_cycle_isolate_included(zon
 @pytest.mark.parametrize("capacity", [1, 3, 16])
 @pytest.mark.parametrize("min_order", [0, 3, 9, 10])
 def test_p1_a_run_ends_with_nothing_left_unreported(capacity: int, min_order: int, policy: str) -> None:
-    """P1, section 1.4: everything unreported is taken, what is below the high-water mark too."""
+    """P1: everything unreported is taken, what is below the high-water mark too."""
     zone = policy_zone(policy, 16 * MIB, min_order=min_order, high_water_mark=32)
     pfns = exhaust(zone, 2)
     for pfn in pfns[1::3]:
@@ -489,7 +489,7 @@ def test_p1_a_second_run_finds_nothing(zone: Zone, policy: str) -> None:
 
 @pytest.mark.parametrize("policy", LIKE_V9)
 def test_p1_frees_during_the_report_are_taken_by_the_same_run(zone: Zone, policy: str) -> None:
-    """P1, section 1.4: REQUESTED set again while the zone is reported makes the loop go on."""
+    """P1: REQUESTED set again while the zone is reported makes the loop go on."""
     _, buddies = free_alternating(zone, 6)
     rest = list(range(8 * PAGEBLOCK_PAGES * 2, 16 * PAGEBLOCK_PAGES * 2, 2 * PAGEBLOCK_PAGES))
 
@@ -516,7 +516,7 @@ def test_p2_a_quiet_guest_asks_for_nothing(zone: Zone, policy: str) -> None:
 
 
 def test_p3_after_any_free_a_run_is_asked_for_or_few_blocks_are_unreported(zone: Zone, policy: str) -> None:
-    """P3, section 1.3: at the order the block merged to."""
+    """P3: at the order the block merged to."""
     pfns = exhaust(zone, 8)
     report_everything(policy_cycle(zone, policy))
     for step, pfn in enumerate(pfns[::3] + pfns[1::3] + pfns[2::3]):

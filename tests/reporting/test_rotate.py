@@ -1,4 +1,4 @@
-"""``rotate``, mainline of 2026 (reference 4.1): M1 to M6, on scenes small enough to count.
+"""``rotate``, mainline of 2026: M1 to M6, on scenes small enough to count.
 
 The thread's part of M1 and M3b is in test_rotate_reporter.py.
 """
@@ -191,7 +191,7 @@ def test_m2_full_reports_a_pass(blocks: int, capacity: int) -> None:
 
 
 def test_m2_with_its_own_capacity_the_budget_is_the_kernels() -> None:
-    """M2, section 4.1: ceil(nr_free / 512) + 1 reports of 32: 96 of 600 blocks in a pass."""
+    """M2: ceil(nr_free / 512) + 1 reports of 32: 96 of 600 blocks in a pass."""
     zone = policy_zone("rotate", 16 * MIB, min_order=1)
     free_alternating(zone, 600, order=1)
     cycle = Cycle(zone, "rotate")

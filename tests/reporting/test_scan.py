@@ -84,7 +84,7 @@ def nodes_for(policy: str, reported: int, fresh: int) -> int:
 
 
 def test_d7_the_cost_of_a_block_grows_with_what_is_reported_for_scan_and_not_for_boundary() -> None:
-    """D7, section 2.2: O(1) a block with the boundary; without it the whole reported run, and once more to see that
+    """D7: O(1) a block with the boundary; without it the whole reported run, and once more to see that
     nothing is left.
     """
     fresh = 4
@@ -97,7 +97,7 @@ def test_d7_the_cost_of_a_block_grows_with_what_is_reported_for_scan_and_not_for
 
 @pytest.mark.parametrize("blocks", [8, 32, 40, 64])
 def test_d7_a_first_run_over_everything_is_quadratic(blocks: int) -> None:
-    """D7, section 2.2: for a block of the i-th batch of 16, i * 16 blocks are walked past, all under the lock."""
+    """D7: for a block of the i-th batch of 16, i * 16 blocks are walked past, all under the lock."""
     zone = policy_zone("scan", blocks * 4 * MIB)
     free_alternating(zone, blocks)
     done = policy_cycle(zone, "scan").run(accept)

@@ -1,4 +1,4 @@
-"""``skip-walk``, v10 to v13 (reference 1.9): the walk and its memory, isolation, release of a boundary (D1 to D6)."""
+"""``skip-walk``, v10 to v13: the walk and its memory, isolation, release of a boundary (D1 to D6)."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_d6_none_is_missed_on_a_list_that_was_rotated_while_idle(zone: Zone, fir
 def test_d6_rotation_during_a_run_releases_the_boundary_and_none_is_missed(
     zone: Zone, first: int, in_flight: bool
 ) -> None:
-    """D6, section 1.9: the boundary of that list goes back to its head, between two batches or while one is out."""
+    """D6: the boundary of that list goes back to its head, between two batches or while one is out."""
     free_alternating(zone, 11)
     cycle = skip_walk(zone, capacity=3)
     cycle.begin()
@@ -213,7 +213,7 @@ def test_a_reported_block_that_is_isolated_during_a_run_goes_to_the_head_and_kee
 
 @pytest.mark.parametrize("spare", [0, 1])
 def test_m4_no_block_is_isolated_at_or_below_the_min_watermark(spare: int) -> None:
-    """M4, section 1.9: more than min must be free without the block; the walk of the list ends there (v12)."""
+    """M4: more than min must be free without the block; the walk of the list ends there (v12)."""
     zone = make_zone(64 * MIB, min_watermark=3 * PAGEBLOCK_PAGES - spare, low_watermark=1 << 20)
     free_alternating(zone, 5)
     pulled: list[int] = []

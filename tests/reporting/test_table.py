@@ -14,7 +14,7 @@ from guest.reporting.cycle import MAX_CAPACITY, Batch, Cycle, Outcome
 from guest.reporting.table import POLICIES, find_policy
 from tests.allocator.arrange import MIB
 
-# Numbers are what the kernels branch on; the versions' constants are those of the reference (sections 0, 1.9, 4.1).
+# Numbers are what the kernels branch on; the versions' constants are those of the patches.
 CONSTANTS = {
     "off": (0, "off", 0, 16, 32),
     "boundary": (1, "hwm", 100_000_000, 16, 32),

@@ -1,4 +1,4 @@
-"""The faults of v9 that section 1.8 of the reference names, each shown to be repaired (docs/divergences.md)."""
+"""The faults of v9 that are known, each shown to be repaired (docs/divergences.md)."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_isolating_a_free_block_during_the_very_first_run(zone: Zone) -> None:
 
 
 def test_a_reported_block_is_isolated_during_a_run_and_comes_back(zone: Zone) -> None:
-    """Fault 1: with ACTIVE the move sets the boundary of ISOLATE (section 1.7), and leaving takes it away."""
+    """Fault 1: with ACTIVE the move sets the boundary of ISOLATE, and leaving takes it away."""
     freed, _ = free_alternating(zone, 4)
     cycle = boundary_cycle(zone, capacity=2)
     cycle.begin()
@@ -66,7 +66,7 @@ def test_a_reported_block_is_isolated_during_a_run_and_comes_back(zone: Zone) ->
 
 
 def test_a_block_in_flight_whose_pageblock_was_isolated_meanwhile(zone: Zone) -> None:
-    """Fault 1: section 1.6 reads the type again at put-back; the block goes to ISOLATE and is not pulled again (S9)."""
+    """Fault 1: v9 reads the type again at put-back; the block goes to ISOLATE and is not pulled again (S9)."""
     freed, _ = free_alternating(zone, 1)
     cycle = boundary_cycle(zone)
     cycle.begin()

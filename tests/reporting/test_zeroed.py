@@ -1,4 +1,4 @@
-"""Blocks that the host proved zero (Z1 to Z4, reference 4.4): who marks them, who keeps the mark, who loses it."""
+"""Blocks that the host proved zero (Z1 to Z4): who marks them, who keeps the mark, who loses it."""
 
 from __future__ import annotations
 
