@@ -6,24 +6,26 @@ import contextlib
 import json
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from common.errors import MachineError, UsageError
-from common.parts import Part, part_name
+from common.parts import Part, is_stream, part_name
 from common.refusals import fix_of
 
-__all__ = ["STDOUT", "check_distinct", "check_output", "write_bytes", "write_json"]
+__all__ = ["STDOUT", "check_distinct", "check_one_stream", "check_output", "write_bytes", "write_json"]
 
 STDOUT = "-"
 
 
-def check_output(path: str, *, force: bool, make_folder: bool = False) -> None:
+def check_output(path: str, *, force: bool, make_folder: bool = False, stream: bool = True) -> None:
     """Find out before a run what would spoil its result after it.
 
     Args:
         path: a file, or ``-`` for standard output, which is fine unless it is closed.
         force: whether a file that exists may be replaced.
         make_folder: create a missing folder (for a default path, which nobody typed) instead of refusing.
+        stream: whether a device, pipe or socket will do, which takes bytes in their order.
 
     Raises:
         UsageError: the path cannot be written to; names the fix.
@@ -40,7 +42,9 @@ def check_output(path: str, *, force: bool, make_folder: bool = False) -> None:
         raise UsageError(f"{path!r}: is not a file; name a file, or - for standard output")
     if not os.path.isdir(folder):
         raise UsageError(f"{path}: there is no folder {folder}; make it first: mkdir -p {folder}")
-    if _is_stream(path):
+    if is_stream(path):
+        if not stream:
+            raise UsageError(f"{path}: is a device, a pipe or a socket; name a file")
         if not os.access(path, os.W_OK):
             raise UsageError(f"{path}: may not be written to; name another path")
         return
@@ -73,6 +77,16 @@ def check_distinct(paths: dict[str, str]) -> None:
             raise UsageError(f"{flag}: {path!r} is the file of {other} too; name another path")
 
 
+def check_one_stream(paths: Sequence[str]) -> None:
+    """Refuse to read standard input, ``-``, as two things.
+
+    Raises:
+        UsageError: it is named more than once.
+    """
+    if sum(path == STDOUT for path in paths) > 1:
+        raise UsageError("-: standard input can be read once only; name a file for the other")
+
+
 def write_json(result: Any, path: str, *, force: bool) -> None:
     """Write ``result`` (text that is JSON already, or an object) to ``path``, or to standard output if it is ``-``.
 
@@ -102,7 +116,7 @@ def write_bytes(data: bytes, path: str, *, force: bool) -> None:
     """
     check_output(path, force=force)
     try:
-        if _is_stream(path):  # /dev/null, a FIFO: a rename would replace the device itself
+        if is_stream(path):  # /dev/null, a FIFO: a rename would replace the device itself
             with open(path, "wb") as stream:
                 stream.write(data)
         else:
@@ -114,8 +128,3 @@ def write_bytes(data: bytes, path: str, *, force: bool) -> None:
     except OSError as error:
         fix = fix_of(error) or "free some space"
         raise MachineError(f"{path}: {error.strerror}; {fix}, or name another path") from error
-
-
-def _is_stream(path: str) -> bool:
-    """Whether ``path`` exists and is a device, pipe or socket."""
-    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)

@@ -15,7 +15,9 @@ import re
 import stat
 from typing import IO, Self
 
-__all__ = ["Part", "part_name"]
+from common.errors import UsageError
+
+__all__ = ["Part", "is_stream", "part_name"]
 
 _NAMELESS_UNKNOWN = {errno.EISDIR, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOENT}
 _DESCRIPTORS = "/proc/self/fd"
@@ -26,15 +28,23 @@ def part_name(target: str) -> str:
     return f"{target}.{os.getpid()}-{os.urandom(4).hex()}.part"
 
 
+def is_stream(path: str) -> bool:
+    """Whether ``path`` exists and is a device, pipe or socket."""
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+
+
 class Part:
     """What will be the file ``target``, links followed: write to ``stream``, then ``finish``; unfinished it is nothing.
 
     Raises:
+        UsageError: ``target`` is a device, a pipe or a socket, in whose place a file would come.
         OSError: space, quota, permissions; from every method, and nothing is left then.
     """
 
     def __init__(self, target: str) -> None:
         self.target = os.path.realpath(target)
+        if is_stream(self.target):
+            raise UsageError(f"{target}: is a device, a pipe or a socket; name a file")
         self._name = ""
         _remove_dead(self.target)
         self._descriptor = self._open()

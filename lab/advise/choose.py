@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lab.advise.grid import DEFAULT, OFF
@@ -80,9 +80,26 @@ def choose(rows: Sequence[Row], want: Want, refault: float = 1.0, host: float = 
     if bend is not None and bend.setting.policy != "off":
         return Choice(bend, met=True, why="the knee: beyond it each GiB·min less costs more than on the way to it")
     default = next(row for row in rows if row.setting == DEFAULT)
+    if not default.reports:
+        return _in_place_of_nothing(reporting, default, cost)
     within = [row for row in reporting if cost(row) <= cost(default)]
     least = min(within, key=lambda row: (row.gib_min, cost(row), _rank(row)))
     return Choice(least, met=True, why="there is no knee: the smallest footprint that costs no more than the default")
+
+
+def _in_place_of_nothing(rows: Sequence[Row], default: Row, cost: Callable[[Row], float]) -> Choice:
+    """There is no knee, and the default reports nothing here: what gives back at least half of what can be had."""
+    most = max(default.gib_min - row.gib_min for row in rows)
+    if most <= 0:
+        return Choice(default, met=False, why="no setting gives anything back in this recording; this is the default")
+    enough = [row for row in rows if default.gib_min - row.gib_min >= most / 2]
+    least = min(enough, key=lambda row: (cost(row), row.gib_min, _rank(row)))
+    return Choice(
+        least,
+        met=True,
+        why="the default reports nothing here, and there is no knee: the cheapest that gives back at least half of "
+        "what the most thorough setting does",
+    )
 
 
 def _wanted(rows: Sequence[Row], want: Want, refault: float, host: float) -> Choice:
@@ -111,6 +128,10 @@ def _wanted(rows: Sequence[Row], want: Want, refault: float, host: float) -> Cho
         least = min(fast, key=lambda row: (cost(row), row.gib_min, _rank(row)))
         return Choice(least, met=True, why=f"the cheapest that meets {both} after each large free")
     least = min(within, key=lambda row: (worst[row.setting], cost(row), _rank(row)))
+    if not least.reports:
+        return Choice(
+            least, met=False, why=f"none meets {both}, nor comes nearer than no reporting; this reports nothing"
+        )
     return Choice(least, met=False, why=f"none meets {both}; this comes nearest")
 
 

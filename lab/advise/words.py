@@ -168,10 +168,17 @@ def _notes(advice: Advice) -> str:
         found.append(f"{refaults} refaults are of pages that had been given back before the recording: all have them.")
     silent = [row for row in advice.rows if row.setting.policy != "off" and not row.passes]
     if silent:
+        gated = sum(row.setting.policy == DEFAULT.policy for row in silent)
+        reasons = [
+            f"{gated} of `{DEFAULT.policy}`, which passes over a zone in which fewer than capacity << order pages are "
+            "free beyond the low watermark" if gated else "",
+            f"{len(silent) - gated} of other policies, for which too few blocks of the order, or of one above, were "
+            "free at a time" if len(silent) > gated else "",
+        ]  # fmt: skip
         found.append(
             f"{len(silent)} of {len(advice.rows) - 1} settings reported nothing, "
             f"{'the default among them' if any(row.setting == DEFAULT for row in silent) else 'the default not'}: "
-            "`rotate` passes over a zone in which fewer than capacity << order pages are free beyond the low watermark."
+            f"{' and '.join(reason for reason in reasons if reason)}."
         )
     return " ".join(found)
 

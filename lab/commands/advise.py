@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.cli import EXIT_OK
 from common.errors import MachineError, UsageError
-from common.output import STDOUT, check_distinct, check_output, write_bytes, write_json
+from common.output import STDOUT, check_distinct, check_one_stream, check_output, write_bytes, write_json
 from common.settings import POLICIES
 from common.units import parse_duration_ns
 from lab.advise.wants import BUDGET_WORDS, TARGET_WORDS, parse_budget, parse_target
@@ -162,6 +162,7 @@ def _check_outputs(namespace: argparse.Namespace, outputs: list[str]) -> None:
     """Find out ahead of the sweep what would spoil its result."""
     read = {f"TRACE {path}": path for path in namespace.trace}
     written = {f"--out {os.path.basename(path)}": path for path in outputs}
+    check_one_stream([*namespace.trace, namespace.start])
     check_distinct({"--json": namespace.json, **written, **read, "--start": namespace.start})
     if namespace.json:
         check_output(namespace.json, force=namespace.force)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from common.cli import EXIT_OK
 from common.errors import UsageError
-from common.output import STDOUT, check_distinct, check_output, write_json
+from common.output import STDOUT, check_distinct, check_one_stream, check_output, write_json
 
 if TYPE_CHECKING:
     from lab.trace.reader import Source
@@ -59,7 +59,7 @@ def run(namespace: argparse.Namespace) -> int:
     check_distinct({"--out": out, "--json": namespace.json})
     for path in (out, namespace.json):
         if path:
-            check_output(path, force=namespace.force)
+            check_output(path, force=namespace.force, stream=path != out)
     check_distinct({"--out": out, **{f"TRACE {path}": path for path in traces}, "--start": namespace.start})
 
     from lab.trace.health import Watch
@@ -67,6 +67,7 @@ def run(namespace: argparse.Namespace) -> int:
     from lab.trace.snapshot import read_snapshot
     from lab.trace.store import TraceWriter
 
+    check_one_stream([*traces, namespace.start])
     start = read_snapshot(namespace.start) if namespace.start else None
     watch = Watch(start)
     with _Progress(sys.stderr, quiet=namespace.quiet) as progress, TraceWriter(out) as writer:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.cli import EXIT_OK
 from common.errors import UsageError
-from common.output import STDOUT, check_distinct, check_output, write_json
+from common.output import STDOUT, check_distinct, check_one_stream, check_output, write_json
 from common.settings import POLICIES
 from common.units import parse_duration_ns
 from lab.commands.trace_flags import MACHINE, START, Flag, add_flags, checked, whole
@@ -124,6 +124,7 @@ def run(namespace: argparse.Namespace) -> int:
     """
     traces: list[str] = namespace.trace
     outputs = {"--json": namespace.json, "--plot": namespace.plot}
+    check_one_stream([*traces, namespace.start])
     check_distinct({**outputs, **{f"TRACE {path}": path for path in traces}, "--start": namespace.start})
     for path in outputs.values():
         if path:

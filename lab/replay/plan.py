@@ -13,13 +13,13 @@ from common.geometry import PAGEBLOCK_ORDER, Migratetype
 from lab.replay import hindsight, survey
 from lab.replay.kernels import OF_PAGEBLOCK, OP_ALLOC, OP_CONVERT, OP_FREE, OP_MOVE, OP_STEAL
 from lab.trace.columns import Columns
-from lab.trace.events import Event
+from lab.trace.events import MAX_ORDER, Event
 from lab.trace.snapshot import Snapshot
 
 __all__ = ["Plan", "Steal", "build_page_plan", "build_plan", "is_listed"]
 
 _STEAL = re.compile(
-    r"fallback_order=(\d+) .*?fallback_migratetype=(\d+)(?:.*? change_ownership=(\d))?",
+    r"fallback_order=(\d{1,3}) .*?fallback_migratetype=(\d{1,3})\b(?:.*? change_ownership=(\d))?",
 )
 
 
@@ -182,7 +182,7 @@ def _steals(rows: Columns) -> list[Steal]:
     for row in np.flatnonzero(rows["event"] == Event.mm_page_alloc_extfrag).tolist():
         told = _STEAL.search(rows.text(row) or "")
         types = np.array([rows["migratetype"][row], -1 if told is None else int(told[2])])
-        if told is None or not is_listed(types).all():
+        if told is None or not is_listed(types).all() or int(told[1]) > MAX_ORDER:
             continue
         found.append(
             Steal(

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.errors import UsageError
+from common.geometry import MAX_PAGES
 from lab.trace.columns import NO_TEXT, Columns
 from lab.trace.events import PAGE_EVENTS, Event
 from lab.trace.formats import open_input
@@ -67,6 +68,12 @@ def read_recording(names: list[str], start: Snapshot | None, from_ns: int | None
     parts: list[Batch] = []
     health: dict[str, Any] | None = None
     refusals: list[str] = []
+    alone = next((name for name in names if _is_imported(name)), None) if len(names) > 1 else None
+    if alone is not None:
+        raise UsageError(
+            f"{alone}: is an imported trace, which stands alone; import the texts together: "
+            "python -m lab import TRACE TRACE --out BOTH.parquet"
+        )
     if len(names) == 1 and _is_imported(names[0]):
         imported = TraceFile(names[0])
         rows = _rows_of(imported)
@@ -96,7 +103,7 @@ def read_recording(names: list[str], start: Snapshot | None, from_ns: int | None
             watch.see(Batch(batch.columns.take(np.flatnonzero(inside)), batch.source))
         seen = watch.health()
         health, refusals = seen.facts, seen.refusals
-    _refuse_smaller(names[0], part, start)
+    _refuse_others(names[0], part, start)
     return Recording(
         names[0], part, health, refusals, begin_ns, end_ns, begin_ns == taken_ns, *since_last_pass(rows, int(low))
     )
@@ -145,11 +152,17 @@ def snapshot_time_ns(rows: Columns, start: Snapshot | None) -> int | None:
     return None
 
 
-def _refuse_smaller(name: str, rows: Columns, start: Snapshot | None) -> None:
-    if start is None or not start.n_pages:
-        return
+def _refuse_others(name: str, rows: Columns, start: Snapshot | None) -> None:
+    """Refuse what is larger than any guest, or than the machine of the snapshot."""
     paged = rows["event"] <= Event.mm_page_alloc_extfrag
     ends = rows["pfn"][paged].astype(np.int64) + (np.int64(1) << rows["order"][paged].astype(np.int64))
+    if ends.size and int(ends.max()) > MAX_PAGES:
+        raise UsageError(
+            f"{name}: names pfn {int(ends.max()) - 1:#x}; expected those of a guest of 1 TiB at most, up to "
+            f"{MAX_PAGES - 1:#x}"
+        )
+    if start is None or not start.n_pages:
+        return
     if ends.size and int(ends.max()) > start.n_pages:
         raise UsageError(
             f"{name}: names pfn {int(ends.max()) - 1:#x}, beyond the {start.n_pages} pages of {start.name}; expected a "

@@ -37,8 +37,8 @@ _ASKED_OF_A_PACK = 1 << 16
 _HEAD_BYTES = 4096  # a page begins within them
 
 
-def open_input(path: str) -> BinaryIO:
-    """The bytes of ``path``, or of standard input for ``-``.
+def open_input(path: str, expected: str = EXPECTED) -> BinaryIO:
+    """The bytes of ``path``, or of standard input for ``-``. ``expected``: what an error asks for.
 
     Raises:
         UsageError: it is not there, not a file, or may not be read.
@@ -49,18 +49,20 @@ def open_input(path: str) -> BinaryIO:
         return sys.stdin.buffer
     try:
         if os.path.isdir(path):
-            raise UsageError(f"{path}: is a folder; expected {EXPECTED}")
+            raise UsageError(f"{path}: is a folder; expected {expected}")
         return open(path, "rb", buffering=0)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise UsageError(f"{path!r}: {reason}; expected {EXPECTED}") from None
+        raise UsageError(f"{path!r}: {reason}; expected {expected}") from None
 
 
-def pieces(stream: BinaryIO, name: str, *, binary: bool = False) -> tuple[str, Iterator[bytes]]:
+def pieces(
+    stream: BinaryIO, name: str, *, binary: bool = False, expected: str = EXPECTED
+) -> tuple[str, Iterator[bytes]]:
     """The compression of ``stream`` (plain, gzip, xz, zstd) and its unpacked bytes, piece by piece.
 
     Args:
-        binary: anything will do, not only text.
+        binary: anything will do, not only text. expected: what an error asks for.
 
     Raises:
         UsageError: it is another tool's binary form, empty, or (while iterating) damaged or cut off; names ``name``.
@@ -69,14 +71,14 @@ def pieces(stream: BinaryIO, name: str, *, binary: bool = False) -> tuple[str, I
     while len(head) < 16 and (more := stream.read(_READ_BYTES)):
         head += more
     if not head:
-        raise UsageError(f"{name}: line 1: is empty; expected {EXPECTED}")
+        raise UsageError(f"{name}: line 1: is empty; expected {expected}")
     packing = next((kind for magic, kind in _MAGIC if head.startswith(magic)), "plain")
     unpacked = _plain(head, stream) if packing == "plain" else _unpacked(packing, head, stream, name)
     first = next(unpacked, b"")
     while len(first) < 16 and (following := next(unpacked, b"")):
         first += following
     if not first:
-        raise UsageError(f"{name}: line 1: is empty; expected {EXPECTED}")
+        raise UsageError(f"{name}: line 1: is empty; expected {expected}")
     if binary:
         return packing, _chained(first, unpacked)
     _refuse_binary(first, name)

@@ -39,6 +39,7 @@ _LOST = re.compile(r"\[LOST (\d+) EVENTS\]|\[(\d+) EVENTS DROPPED\]|PERF_RECORD_
 _LOST_UNCOUNTED = re.compile(r"\[(?:LOST )?EVENTS(?: DROPPED)?\]|PERF_RECORD_LOST")
 _WRITTEN = re.compile(r"entries-in-buffer/entries-written: (\d+)/(\d+)")
 _SHOWN = 80
+_SHOWN_WHOLE = 240  # of a line that is refused for one of its fields, which stand behind the head
 
 
 @dataclass
@@ -140,8 +141,8 @@ class _Scanner:
         for word in GFP_BITS:
             self._learn(word)
 
-    def run(self, text: bytes, source: Source, *, cut: bool = False) -> Iterator[Columns]:
-        """The events of ``text``, which ends with a whole line, or with the last line of the source (``cut``).
+    def run(self, text: bytes, source: Source) -> Iterator[Columns]:
+        """The events of ``text``, which ends with a whole line.
 
         Raises:
             UsageError: a line cannot be; names the source, the line and what was expected.
@@ -162,13 +163,8 @@ class _Scanner:
                 self._learn(text[int(self._got[6]) : int(self._got[7])].decode("latin-1"), source, stop[2])
             if found is not None:
                 yield found
-            if stop[0] in (scanner.DONE, scanner.FULL, scanner.UNKNOWN_GFP):
-                continue
-            if not cut:
+            if stop[0] not in (scanner.DONE, scanner.FULL, scanner.UNKNOWN_GFP):
                 raise _refusal(*stop, text, source)
-            source.cut += 1
-            source.totals[scanner.C_LINES] += 1
-            return
 
     def _found(self, text: bytes, source: Source) -> Columns | None:
         """A copy of the rows that the kernel filled."""
@@ -231,9 +227,9 @@ def _note(said: str, source: Source) -> None:
         source.format = "trace-cmd report"
 
 
-def _shown(line: bytes) -> str:
-    text = ascii(line[: _SHOWN + 1].decode("latin-1").strip())[1:-1]
-    return repr(text[:_SHOWN] + ("…" if len(text) > _SHOWN else ""))
+def _shown(line: bytes, most: int = _SHOWN) -> str:
+    text = ascii(line.strip()[: most + 1].decode("latin-1"))[1:-1]
+    return repr(text[:most] + ("…" if len(text) > most else ""))
 
 
 def _not_an_event(source: Source, line: int, text: bytes) -> str:
@@ -242,7 +238,7 @@ def _not_an_event(source: Source, line: int, text: bytes) -> str:
 
 def _refusal(code: int, at: int, line: int, text: bytes, source: Source) -> UsageError:
     end = text.find(b"\n", at)
-    shown = _shown(text[at : end if end >= 0 else len(text)])
+    shown = _shown(text[at : end if end >= 0 else len(text)], _SHOWN_WHOLE)
     wanted = {
         scanner.BAD_EVENT: "pfn=, order= and the other fields of this event as numbers",
         scanner.BAD_ORDER: f"orders 0 to {MAX_ORDER}: a trace of pages of {PAGE_BYTES} bytes",
@@ -290,7 +286,7 @@ def _lines(source: Source, stream: BinaryIO, pages: Pages) -> Iterator[tuple[byt
         text = rest + b"".join(waiting)
         cut = text.rfind(b"\n") + 1
         if cut == 0 and len(text) > _LONGEST_LINE:
-            raise UsageError(_not_an_event(source, source.lines + 1, text[: _SHOWN + 1]))
+            raise UsageError(_not_an_event(source, source.lines + 1, text[: 4 * _SHOWN]))
         rest, waiting, size = text[cut:], [], 0
         if cut:
             yield text[:cut], False
@@ -309,7 +305,11 @@ def _scanned(source: Source, stream: BinaryIO, scanner_: _Scanner) -> Iterator[C
     start = b""
     for text, unfinished in _lines(source, stream, pages):
         start = (start + text)[:_PEEK_BYTES]
-        for rows in scanner_.run(text, source, cut=unfinished):
+        if unfinished:  # whatever it says, more may have followed: order=1 of order=10
+            source.cut += 1
+            source.totals[scanner.C_LINES] += 1
+            continue
+        for rows in scanner_.run(text, source):
             _name_format(source, pages, start)
             yield rows
         _refuse_noise(source, text, pages)

@@ -84,7 +84,9 @@ _MIGRATETYPE = word_hash(b"migratetype")
 _GFP, _GFP_FLAGS = word_hash(b"gfp"), word_hash(b"gfp_flags")
 _PERCPU_REFILL = word_hash(b"percpu_refill")
 _ALLOC_ORDER, _ALLOC_MIGRATETYPE = word_hash(b"alloc_order"), word_hash(b"alloc_migratetype")
-_PAGEBLOCK_ORDER = word_hash(b"pageblock_order")
+_PAGEBLOCK_ORDER, _FALLBACK_ORDER = word_hash(b"pageblock_order"), word_hash(b"fallback_order")
+# -1UL, the pfn of an allocation that failed, where a tool prints the raw field.
+_NO_PFN = (word_hash(b"0xffffffffffffffff"), word_hash(b"18446744073709551615"), word_hash(b"-1"))
 _PAGE = word_hash(b"page")
 
 
@@ -298,6 +300,16 @@ def _is_nil(text, at, end):  # type: ignore[no-untyped-def]
 
 
 @kernel
+def _is_no_pfn(text, at, end):  # type: ignore[no-untyped-def]
+    """Whether a pfn is printed as -1UL."""
+    word = np.int64(0x811C9DC5)
+    for place in range(at, end):
+        word = ((word ^ np.int64(text[place])) * 0x01000193) & 0xFFFFFFFF
+    word |= np.int64(end - at) << 32
+    return word == _NO_PFN[0] or word == _NO_PFN[1] or word == _NO_PFN[2]
+
+
+@kernel
 def _fields(text, at, end, keys, values, got):  # type: ignore[no-untyped-def]
     """Read ``key=value`` words into ``got`` (pfn, order, migratetype, gfp, refill, failed); a stop code.
 
@@ -305,6 +317,7 @@ def _fields(text, at, end, keys, values, got):  # type: ignore[no-untyped-def]
     """
     got[0], got[1], got[2], got[3], got[4], got[5] = -1, -1, -1, 0, 0, 0
     nil = False
+    told_pfn = False
     while True:
         at = _spaces(text, at, end)
         if at >= end:
@@ -334,6 +347,7 @@ def _fields(text, at, end, keys, values, got):  # type: ignore[no-untyped-def]
         known = (
             word == _PFN or word == _ORDER or word == _MIGRATETYPE or word == _PERCPU_REFILL
             or word == _ALLOC_ORDER or word == _ALLOC_MIGRATETYPE or word == _PAGEBLOCK_ORDER
+            or word == _FALLBACK_ORDER
         )  # fmt: skip
         if not known:
             continue
@@ -341,16 +355,17 @@ def _fields(text, at, end, keys, values, got):  # type: ignore[no-untyped-def]
         if not valid:
             return BAD_EVENT
         if word == _PFN:
-            got[0] = value
+            told_pfn = True
+            got[0] = np.int64(-1) if _is_no_pfn(text, first, at) else value
         elif word == _ORDER or word == _ALLOC_ORDER:
             got[1] = value
         elif word == _MIGRATETYPE or word == _ALLOC_MIGRATETYPE:
             got[2] = value
         elif word == _PERCPU_REFILL:
             got[4] = 1 if value else 0
-        elif value > _MAX_ORDER:
+        elif value > _MAX_ORDER or value < 0:
             return BAD_ORDER
-    got[5] = 1 if nil and got[0] <= 0 else 0
+    got[5] = 1 if (got[0] == -1 and told_pfn) or (nil and got[0] <= 0) else 0
     return DONE
 
 
@@ -396,6 +411,12 @@ def _leave(odd, counts, row, kind, line, first, behind):  # type: ignore[no-unty
     place = counts[1]
     odd[place, 0], odd[place, 1], odd[place, 2], odd[place, 3], odd[place, 4] = row, kind, line, first, behind
     counts[1] = place + 1
+
+
+@kernel
+def _is_comment(text, at, end):  # type: ignore[no-untyped-def]
+    """A line that begins with ``#``, unless a word follows at once: that is a task whose name begins so."""
+    return text[at] == 35 and (at + 1 >= end or _is_space(text[at + 1]) or text[at + 1] == 35)
 
 
 @kernel
@@ -450,7 +471,7 @@ def scan(  # type: ignore[no-untyped-def]
             form = C_RECORDING
             if _is_digit(text[first]):
                 number = np.int64(_recording(text, first, end, hashes, numbers, head))
-            if number == _NO_EVENT and text[first] != 35:
+            if number == _NO_EVENT and not _is_comment(text, first, end):
                 number = np.int64(_common(text, first, end, hashes, numbers, head))
                 form = C_PERF if head[4] == 1 else C_PLAIN
             if number == _CLOCKLESS:

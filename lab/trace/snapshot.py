@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.errors import UsageError
+from common.geometry import MAX_PAGES
 from lab.trace.events import MAX_ORDER
 from lab.trace.formats import open_input, pieces
 
@@ -23,7 +24,6 @@ _EXPECTED = f"a copy of /proc/kpageflags (8 bytes a page) or a table with the he
 _BUDDY, _REPORTED = 10, 3  # PG_reported is PG_uptodate on a free block: include/linux/page-flags.h
 _NAMELESS = np.uint64(0xFFFF_0000_F800_0000 & ~(1 << 63))
 _ENTRY_BYTES = 8
-_SIZES = 1 << 32
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,9 @@ def read_snapshot(name: str) -> Snapshot:
         UsageError: it is in neither, cut off, or contradicts itself; names the file, the line or pfn, and what was
             expected.
     """
-    stream: BinaryIO = open_input(name)
+    stream: BinaryIO = open_input(name, _EXPECTED)
     try:
-        _, parts = pieces(stream, name, binary=True)
+        _, parts = pieces(stream, name, binary=True, expected=_EXPECTED)
         first = next(parts)
         table = first.lstrip(b"\xef\xbb\xbf")[:4] == b"pfn,"
         whole = bytearray(first)
@@ -91,6 +91,8 @@ def read_snapshot(name: str) -> Snapshot:
 def _from_flags(name: str, whole: bytearray) -> Snapshot:
     if len(whole) % _ENTRY_BYTES:
         raise UsageError(f"{name}: is {len(whole)} bytes, which is no multiple of {_ENTRY_BYTES}; expected {_EXPECTED}")
+    if len(whole) > MAX_PAGES * _ENTRY_BYTES:
+        raise UsageError(f"{name}: is of more than {MAX_PAGES} pages; expected {_EXPECTED}, of 1 TiB at most")
     flags = np.frombuffer(whole, "<u8")
     wrong = np.flatnonzero(flags & _NAMELESS)
     if wrong.size:
@@ -142,9 +144,10 @@ def _from_table(name: str, text: str) -> Snapshot:
             row = [int(word, 0) for word in words]
         except ValueError:
             row = []
-        if len(row) != len(given) or not (0 <= row[0] < _SIZES and 0 <= row[1] <= MAX_ORDER):
+        if len(row) != len(given) or not (0 <= row[0] < MAX_PAGES and 0 <= row[1] <= MAX_ORDER):
             raise UsageError(
                 f"{name}: line {number}: {line[:80]!r}; expected {','.join(given)} as numbers, orders 0 to {MAX_ORDER}"
+                f" and pfns below {MAX_PAGES:#x} (1 TiB)"
             )
         pages = 1 << row[1]
         if row[0] % pages:

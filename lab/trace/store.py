@@ -58,6 +58,7 @@ class TraceWriter:
             use_dictionary=[name for name in _SCHEMA.names if name not in _DELTA],
             column_encoding=dict.fromkeys(_DELTA, "DELTA_BINARY_PACKED"),
             write_statistics=True,
+            write_page_checksum=True,
         )
         return self
 
@@ -126,7 +127,7 @@ class TraceFile:
         """
         self.path = path
         try:
-            self._file = pq.ParquetFile(path)
+            self._file = pq.ParquetFile(path, page_checksum_verification=True)
         except OSError as error:
             reason = error.strerror or "is no Parquet file"
             raise UsageError(f"{path}: {reason}; expected a file that `python -m lab import` wrote") from None
@@ -143,22 +144,38 @@ class TraceFile:
         if version != VERSION:
             raise UsageError(f"{path}: is of version {version}; expected {VERSION}; import the trace again")
 
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, KeyError, pa.ArrowException) as error:
+            reason = str(error).splitlines()[0][:120]
+            raise UsageError(f"{self.path}: is damaged ({reason}); import the trace again") from None
+
     def __len__(self) -> int:
         return int(self._file.metadata.num_rows)
 
     def columns(self, *names: str) -> dict[str, npt.NDArray[Any]]:
-        """Whole columns, all of ``DTYPES`` if none is named."""
-        table = self._file.read(list(names or DTYPES))
-        return {name: table.column(name).to_numpy() for name in table.column_names}
+        """Whole columns, all of ``DTYPES`` if none is named.
+
+        Raises:
+            UsageError: the file is damaged; so do the others.
+        """
+        with self._told():
+            table = self._file.read(list(names or DTYPES))
+            return {name: table.column(name).to_numpy() for name in table.column_names}
 
     def groups(self, *names: str) -> Iterator[dict[str, npt.NDArray[Any]]]:
         """The same, a million rows or so at a time."""
         for number in range(self._file.num_row_groups):
-            table = self._file.read_row_group(number, list(names or DTYPES))
-            yield {name: table.column(name).to_numpy() for name in table.column_names}
+            with self._told():
+                table = self._file.read_row_group(number, list(names or DTYPES))
+                found = {name: table.column(name).to_numpy() for name in table.column_names}
+            yield found
 
     def texts(self) -> tuple[npt.NDArray[np.int64], list[str]]:
         """The rows that have a text, and their texts."""
-        column = self._file.read(["text"]).column("text")
+        with self._told():
+            column = self._file.read(["text"]).column("text")
         valid = column.is_valid().to_numpy()
         return np.flatnonzero(valid).astype(np.int64), column.drop_null().to_pylist()

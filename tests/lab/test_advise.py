@@ -102,6 +102,26 @@ def test_without_a_knee_it_costs_no_more_than_the_default() -> None:
     assert choose(rows, Want(100.0)).row.setting == QUICK
 
 
+def test_where_the_default_reports_nothing_something_is_chosen() -> None:
+    """What the gate of a small guest does: at order 9 nothing is reported, and that costs nothing."""
+    rows = [row(OFF, 10, 0), row(DEFAULT, 10, 0, reports=0), row(ORDER_4, 7, 1), row(ORDER_0, 4, 2)]
+    assert knee(rows) is None
+    found = choose(rows, Want(100.0))
+    assert (found.row.setting, found.met) == (ORDER_4, True)
+    assert "the default reports nothing here" in found.why
+
+
+def test_where_nothing_reports_that_is_said() -> None:
+    high = held((9, 90), (22, 90))
+    rows = [row(OFF, 10, 0), *(row(one, 10, 0, reports=0, resident=high) for one in (DEFAULT, ORDER_0))]
+    found = choose(rows, Want(100.0))
+    assert (found.row.setting, found.met) == (DEFAULT, False)
+    assert "no setting gives anything back" in found.why
+    missed = choose(rows, Want(100.0, None, parse_target("1MiB in 2s"), (Drop(10 * 10**9, 50 * MIB, 0),)))
+    assert not missed.met
+    assert "this reports nothing" in missed.why
+
+
 def test_of_equals_the_nearest_to_the_default() -> None:
     """Policy weighs more than code, code more than the order, which is a parameter."""
     code, policy = Setting("rotate", 4, 10**9, 32), Setting("boundary", 4, 2 * 10**9, 32)

@@ -214,6 +214,11 @@ def test_a_table_of_reports_stands_for_the_real_guest(
         (("--from", "900"), "no page event from"),
         (("--against", "{start}"), "report"),
         (("--start", "{large}x"), "large.csvx"),
+        (("--start", "{folder}"), "expected a copy of /proc/kpageflags"),
+        (("--start", "{beyond}"), "1 TiB"),
+        (("-", "--start", "-"), "standard input can be read once"),
+        (("{packed}", "--start", "{start}"), "is an imported trace, which stands alone"),
+        (("{stray}", "--start", "{start}"), "guest of 1 TiB at most"),
         (("--times", "recorded", "--to", "8.5"), "process"),
         (("--shuffle",), "--mode demand"),
         (("--mode", "page", "--no-merge-likely"), "--mode demand"),
@@ -227,7 +232,11 @@ def test_bad_input_is_one_line(
     _, trace, start = recorded(tmp_path)
     large = tmp_path / "large.csv"
     large.write_text(f"{HEAD}1048576,0,0,0\n")
-    given_ = [flag.format(start=start, trace=trace, large=large) for flag in flags]
+    (beyond := tmp_path / "beyond.csv").write_text(f"{HEAD}4294967295,0,0,0\n")
+    (packed := tmp_path / "packed.parquet").write_bytes(b"PAR1")
+    (stray := tmp_path / "stray.txt").write_text("900.0 [0] 7 mm_page_free: pfn=0xfffffff0 order=0\n")
+    names = {"large": large, "beyond": beyond, "packed": packed, "stray": stray, "folder": tmp_path}
+    given_ = [flag.format(start=start, trace=trace, **names) for flag in flags]
     out = tmp_path / "out.json"
     assert main(["replay", trace, *given_, "--json", str(out)]) == 2
     error = capsys.readouterr().err

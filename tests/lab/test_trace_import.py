@@ -8,6 +8,7 @@ import io
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 
 from common.errors import UsageError
 from common.native import JIT
+from lab.cli import main
 from lab.trace.columns import DTYPES
 from lab.trace.events import MAX_ORDER, Event
 from lab.trace.health import Health, Watch
@@ -172,6 +174,40 @@ def test_what_is_no_imported_trace_is_refused(data: bytes, tmp_path: Path) -> No
         TraceFile(str(tmp_path / "absent"))
 
 
+def read_whole(path: str) -> None:
+    found = TraceFile(path)
+    found.columns()
+    found.texts()
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.7])
+def test_a_damaged_file_is_refused(share: float, tmp_path: Path) -> None:
+    """Wherever the damage is: pages have checksums."""
+    path = tmp_path / "t.parquet"
+    with TraceWriter(str(path)) as writer:
+        writer.write(read(write(tmp_path / "a", recording(story(2000)))))
+        writer.finish({})
+    data = bytearray(path.read_bytes())
+    at = int(len(data) * share)
+    data[at : at + 40] = b"\xff" * 40
+    path.write_bytes(data)
+    with pytest.raises(UsageError, match="import"):
+        read_whole(str(path))
+
+
+@pytest.mark.parametrize("force", [(), ("--force",)])
+def test_a_file_never_comes_in_the_place_of_a_pipe(force: tuple[str, ...], tmp_path: Path) -> None:
+    """Nor of a device: what a rename would do to /dev/null."""
+    pipe = tmp_path / "t.parquet"
+    os.mkfifo(pipe)
+    trace = write(tmp_path / "a", recording(ROWS))
+    assert main(["import", trace, "--out", str(pipe), "--quiet", *force]) == 2
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    with pytest.raises(UsageError, match="a pipe"):
+        TraceWriter(str(pipe))
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+
+
 # Health
 
 
@@ -291,6 +327,7 @@ BAD_SNAPSHOTS = {
     "cut in an entry": (snapshot_bytes({0: 3})[:-3], "no multiple of 8"),
     "no free page": (snapshot_bytes({}), "no free page"),
     "noise": (bytes(range(256)) * 8, "which no kernel has"),
+    "a page beyond 1 TiB": (b"pfn,order\n4294967295,0\n", "1 TiB"),
     "a table without order": (b"pfn,pages\n1,2\n", "line 1"),
     "words": (b"pfn,order,reported,host_allocated_pages\n8,0,0,0\n8,x,0,0\n", "line 3"),
     "an order beyond all": (b"pfn,order\n8,11\n", "orders 0 to 10"),

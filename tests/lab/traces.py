@@ -20,7 +20,7 @@ from lab.trace.reader import read_all
 
 WORDS = "GFP_HIGHUSER_MOVABLE|__GFP_ZERO|__GFP_COMP"
 GFP = GFP_BITS["GFP_HIGHUSER_MOVABLE"] | GFP_BITS["__GFP_ZERO"] | GFP_BITS["__GFP_COMP"]
-COMMANDS = ("cat", "python3", "kworker/0:1-events-12", "Web Content", "a [1] 2.5: x", "<...>", "-", "(sd-pam)")
+COMMANDS = ("cat", "python3", "kworker/0:1-events-12", "Web Content", "a [1] 2.5: x", "<...>", "-", "(sd-pam)", "#odd")
 
 
 @dataclass(frozen=True)
