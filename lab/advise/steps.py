@@ -6,7 +6,7 @@ from common.geometry import PAGEBLOCK_ORDER
 from lab.advise.grid import DEFAULT, MAINLINE, Setting
 from lab.advise.measure import Row
 
-__all__ = ["how_to_set"]
+__all__ = ["how_to_set", "how_to_set_order"]
 
 _PARAMETER = "page_reporting.page_reporting_order"
 _SYSFS = "/sys/module/page_reporting/parameters/page_reporting_order"
@@ -51,19 +51,22 @@ def _other_policy(setting: Setting) -> list[str]:
     ]
 
 
+def how_to_set_order(order: int) -> str:
+    """Where mainline takes its order from."""
+    if order == DEFAULT.min_order:
+        return (
+            f"Order {order} is the default with pages of 4 KiB: nothing to do where `cat {_SYSFS}` in the guest says "
+            f"so (`{_PARAMETER}` on its kernel command line)."
+        )
+    return (
+        f"Order {order}: `{_PARAMETER}={order}` on the guest's kernel command line, or at run time "
+        f"`echo {order} > {_SYSFS}`. Linux 6.1 overwrites the former as the balloon's driver registers: read it back, "
+        "and where it is 9 again, set it at run time after that."
+    )
+
+
 def _mainline(setting: Setting) -> list[str]:
-    lines = []
-    if setting.min_order == DEFAULT.min_order:
-        lines.append(
-            f"Order {setting.min_order} is the default with pages of 4 KiB: nothing to do where `cat {_SYSFS}` in the "
-            f"guest says so (`{_PARAMETER}` on its kernel command line)."
-        )
-    else:
-        lines.append(
-            f"Order {setting.min_order}: `{_PARAMETER}={setting.min_order}` on the guest's kernel command line, or at "
-            f"run time `echo {setting.min_order} > {_SYSFS}`. Linux 6.1 overwrites the former as the balloon's driver "
-            "registers: read it back, and where it is 9 again, set it at run time after that."
-        )
+    lines = [how_to_set_order(setting.min_order)]
     changed = [
         f"PAGE_REPORTING_{name} from {before} to {now}"
         for name, before, now in (

@@ -12,7 +12,7 @@ from lab.advise.choose import PRICES, front, knee, sensitivity, without_rebuild
 from lab.advise.grid import DEFAULT, OFF
 from lab.advise.halves import Half
 from lab.advise.measure import Row, worst_after
-from lab.advise.steps import how_to_set
+from lab.advise.steps import how_to_set, how_to_set_order
 from lab.report.tables import TableData
 
 __all__ = ["FRONT", "GIVES", "TITLE", "Part", "Section", "lead", "sections", "table"]
@@ -151,7 +151,8 @@ def _plain(advice: Advice) -> str:
     found = plain.row
     return (
         f"With the kernel as it is, by the parameter alone: **order {found.setting.min_order}** ({plain.why}), "
-        f"{found.gib_min:.4f} GiB·min at {found.cost_s() / advice.span_s:.3%}."
+        f"{found.gib_min:.4f} GiB·min at {found.cost_s() / advice.span_s:.3%}. "
+        f"{how_to_set_order(found.setting.min_order)}"
     )
 
 

@@ -273,6 +273,7 @@ def test_the_answer_of_a_recording_by_target_and_by_budget(tmp_path: Path, capsy
     assert "PAGE_REPORTING_DELAY from 2 * HZ to 1 * HZ" in text
     assert "reported nothing, the default among them" in text
     assert "With the kernel as it is, by the parameter alone" in text
+    assert text.count("/sys/module/page_reporting/parameters/page_reporting_order") == 2, "for that order as well"
     assert "too few to tell a habit" in text
     assert main(["advise", *given, *GRID, *flags, "--target", "1MiB in 15s"]) == 0
     assert not json.loads(answer.read_text())["chosen"]["met"]
