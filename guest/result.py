@@ -72,7 +72,7 @@ class GuestResult:
     pressure: int
     commands: int
     settings: dict[str, Any] = field(default_factory=dict)
-    reports_timeline: tuple[tuple[int, int, int], ...] = ()
+    reports_timeline: tuple[list[int], ...] = ()
     nodes_visited: int = 0
     nodes_hold_max: int = 0
     pulled_blocks: int = 0
@@ -152,7 +152,7 @@ def collect(machine: Machine) -> GuestResult:
         pressure=statistics.pressure,
         commands=link.commands,
         settings=_described_settings(machine),
-        reports_timeline=() if machine.reporter is None else tuple(machine.reporter.timeline),
+        reports_timeline=() if machine.reporter is None else tuple(machine.reporter.timeline.rows()),
         installs=statistics.installs,
         installed_bytes=statistics.installed_pages * PAGE_BYTES,
         reinstalled_bytes=statistics.reinstalled_pages * PAGE_BYTES,
@@ -195,5 +195,5 @@ def _describe(vcpu: VCpu) -> dict[str, Any]:
         "busy_ns": vcpu.busy_ns,
         "operations": vcpu.operations,
         "ended_ns": vcpu.ended_ns,
-        "pauses": tuple(vcpu.pauses),
+        "pauses": tuple(vcpu.pauses.rows()),
     }

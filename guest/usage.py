@@ -81,8 +81,10 @@ class UsageRecorder:
         self._resident_bytes = resident_bytes
         self._max_rows = max_rows
         self._pages = np.zeros(3, dtype=np.int64)
-        self._rows: list[_Row] = []
-        self._marks: set[int] = set()  # times of the rows that thinning leaves
+        # Of a fixed size and touched at once: what fills up slowly would look like a leak for hours.
+        self._rows = np.full((max_rows, len(COLUMNS)), -1, dtype=np.int64)
+        self._marks = np.zeros(max_rows, dtype=np.bool_)  # rows that thinning leaves
+        self._count = 0
         self._latest: _Row | None = None
         self._level = False  # the latest row equals the last one kept
         self._stride = 1
@@ -110,35 +112,40 @@ class UsageRecorder:
     def columns(self) -> dict[str, list[int]]:
         """By name of ``COLUMNS``, the latest row always the last."""
         with self._lock:
-            rows = list(self._rows)
-            if self._latest is not None and rows[-1] != self._latest:
+            rows = self._rows[: self._count].tolist()
+            if self._latest is not None and rows[-1] != [*self._latest]:
                 rows.append(self._latest)
         return {name: [row[column] for row in rows] for column, name in enumerate(COLUMNS)}
 
     def _add(self, row: _Row, *, mark: bool) -> None:
         previous, self._latest = self._latest, row
-        same = bool(self._rows) and self._rows[-1][1:] == row[1:]
+        same = self._count > 0 and tuple(self._rows[self._count - 1, 1:].tolist()) == row[1:]
         if same and not mark:
             self._level = True
             return
         if self._level and previous is not None:  # the end of a level stretch; else its step would become a slope
-            self._rows.append(previous)
-        elif not mark and self._rows:
+            self._keep(previous, mark=False)
+        elif not mark and self._count:
             self._skipped += 1
             if self._skipped < self._stride:
                 return
         self._level = False
         self._skipped = 0
-        self._rows.append(row)
-        if mark:
-            self._marks.add(row[0])
-        if len(self._rows) >= self._max_rows:
+        self._keep(row, mark=mark)
+
+    def _keep(self, row: _Row, *, mark: bool) -> None:
+        self._rows[self._count] = row
+        self._marks[self._count] = mark
+        self._count += 1
+        if self._count == self._max_rows:
             self._thin()
 
     def _thin(self) -> None:
         """Every second row goes, marked ones last."""
-        self._rows = [row for index, row in enumerate(self._rows) if index % 2 == 0 or row[0] in self._marks]
-        if len(self._rows) > self._max_rows * 3 // 4:
-            self._rows = self._rows[::2]
-        self._marks &= {row[0] for row in self._rows}
+        kept = np.flatnonzero((np.arange(self._count) % 2 == 0) | self._marks[: self._count])
+        if kept.size > self._max_rows * 3 // 4:
+            kept = kept[::2]
+        self._count = kept.size
+        self._rows[: kept.size] = self._rows[kept]
+        self._marks[: kept.size] = self._marks[kept]
         self._stride *= 2

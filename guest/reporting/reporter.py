@@ -12,12 +12,12 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from common.errors import LabError, UsageError
 from common.mutex import post_semaphore, wait_semaphore
+from common.ring import Ring
 from guest.allocator import entry
 from guest.allocator.zone import Zone
 from guest.reporting.cycle import Answer, Batch, Cycle, Outcome, RunStatistics
@@ -59,7 +59,7 @@ class Reporter(threading.Thread):
         super().__init__(name="reporter", daemon=True)
         self.zone = zone
         self.cycle = cycle
-        self.timeline: deque[tuple[int, int, int]] = deque(maxlen=_TIMELINE_LENGTH)
+        self.timeline = Ring(_TIMELINE_LENGTH, 3)  # (CLOCK_MONOTONIC in ns, blocks, bytes) of each report
         self._link = link
         self._delay_s = delay_ns / 1e9
         self._deadline_s = link.deadline_s
@@ -177,7 +177,7 @@ class Reporter(threading.Thread):
             self._batches += 1
             self._blocks += int(batch.pfns.size)
             self._pages += batch.pages
-            self.timeline.append((time.monotonic_ns(), int(batch.pfns.size), batch.pages << 12))
+            self.timeline.append(time.monotonic_ns(), int(batch.pfns.size), batch.pages << 12)
         return answer
 
     def statistics(self) -> ReporterStatistics:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
@@ -12,6 +11,7 @@ from typing import Any, Self
 import numpy as np
 
 from common.errors import LabError, UsageError
+from common.ring import Ring
 from common.settings import GuestSettings
 from common.statistics import HISTOGRAM_WORDS
 from guest.allocator.zone import Zone
@@ -140,7 +140,7 @@ class VCpu(threading.Thread):
         self._ram_address = ram_address
         self.busy_ns = 0
         self.operations = 0
-        self.pauses: deque[tuple[int, int]] = deque(maxlen=MAX_PAUSES)
+        self.pauses = Ring(MAX_PAUSES, 2)
         self.ended_ns = 0
         self._on_error = on_error
         self._on_idle = on_idle
@@ -222,7 +222,7 @@ class VCpu(threading.Thread):
         start = time.monotonic_ns()
         self._on_idle()
         self._stop_event.wait(self.settings.idle_ns / 1e9)
-        self.pauses.append((start, time.monotonic_ns()))
+        self.pauses.append(start, time.monotonic_ns())
 
     def release_all(self) -> None:
         """Check and free every block that is held."""

@@ -44,10 +44,9 @@ def look_at(pid: int) -> Look | None:
 
 @dataclass
 class Track:
-    """What was seen of one process, equally long columns. ``records_bytes``: see ``judge_memory``."""
+    """What was seen of one process, equally long columns."""
 
     pid: int
-    records_bytes: int
     times_s: array[float] = field(default_factory=lambda: array("d"))
     anonymous_bytes: array[int] = field(default_factory=lambda: array("q"))
     descriptors: array[int] = field(default_factory=lambda: array("q"))
@@ -65,7 +64,7 @@ class Track:
         if len(self.times_s) < MIN_LOOKS or self.times_s[-1] - self.times_s[0] < MIN_SPAN_S:
             return ()
         return (
-            judge_memory(self.times_s, self.anonymous_bytes, records_bytes=self.records_bytes),
+            judge_memory(self.times_s, self.anonymous_bytes),
             judge_count("descriptors", self.descriptors),
             judge_count("threads", self.threads),
         )
@@ -77,9 +76,9 @@ class Census:
     def __init__(self) -> None:
         self._tracks: dict[str, Track] = {}
 
-    def follow(self, name: str, pid: int, *, records_bytes: int = 0) -> None:
+    def follow(self, name: str, pid: int) -> None:
         """Look at this process from now on."""
-        self._tracks[name] = Track(pid, records_bytes)
+        self._tracks[name] = Track(pid)
 
     def look(self, time_s: float) -> None:
         """Look at all of them once. One that has ended keeps what was seen."""

@@ -3,8 +3,7 @@
 Only the second half of what was seen counts: a process that starts fills its caches. *Growth* is the Theil-Sen slope of
 that half (the median of the slopes between all pairs of looks, which up to 29 % of outliers do not move) times its
 length. Anonymous memory may grow by a sixty-fourth of itself or a MiB, whichever is more; descriptors and threads by
-none. What a guest records (steps of its memory, reports, pauses) has a fixed size, and a young guest still fills it:
-a half that begins in the first quarter of an hour of a process is allowed that much more, once.
+none.
 """
 
 from __future__ import annotations
@@ -16,15 +15,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["MIN_LOOKS", "MIN_SPAN_S", "RECORDS_BYTES", "Trend", "judge_count", "judge_memory", "theil_sen"]
+__all__ = ["MIN_LOOKS", "MIN_SPAN_S", "Trend", "judge_count", "judge_memory", "theil_sen"]
 
 MIN_LOOKS = 16  # of a process; whoever was seen less often or for less long is not judged: it still loads its code
 MIN_SPAN_S = 30.0
 LEAST_BYTES = 1 << 20
 SHARE = 64
-# guest/usage.py keeps 16384 rows, guest/reporting/reporter.py 65536 reports, each a tuple of integers: 14 MiB in all.
-RECORDS_BYTES = 16 << 20
-RECORDS_FILL_S = 900.0
 _MOST_POINTS = 400  # pairs are the square of it
 
 
@@ -59,18 +55,11 @@ def theil_sen(times: npt.ArrayLike, values: npt.ArrayLike) -> float:
     return float(np.median(slopes)) if slopes.size else 0.0
 
 
-def judge_memory(times_s: Sequence[float], used_bytes: Sequence[int], *, records_bytes: int = 0) -> Trend:
-    """The trend of a process's anonymous memory.
-
-    Args:
-        times_s: of the looks, since the process was started, ascending.
-        records_bytes: what it records in a bounded way; allowed on top while it is young.
-    """
+def judge_memory(times_s: Sequence[float], used_bytes: Sequence[int]) -> Trend:
+    """The trend of a process's anonymous memory. ``times_s``: of the looks, ascending."""
     x, y = _second_half(times_s, used_bytes)
     growth = theil_sen(x, y) * float(x[-1] - x[0])
     bound = max(LEAST_BYTES, float(np.median(y)) / SHARE)
-    if x[0] < RECORDS_FILL_S:
-        bound += records_bytes
     return Trend("memory", float(np.median(y)), growth, bound)
 
 

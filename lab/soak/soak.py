@@ -28,7 +28,6 @@ from lab.children import Child, Children, Interrupts
 from lab.orchestrate import warm_up
 from lab.soak.cast import residents, visitor
 from lab.soak.census import Census
-from lab.soak.flat import RECORDS_BYTES
 from lab.soak.stage import Ended, Stage, lab_of
 from lab.soak.verdict import Final, Findings
 from lab.soak.watch import GuestWatch, Totals
@@ -137,9 +136,9 @@ class _Soak:
         if self._plan.visitors:
             policies.append("boundary")
         self._hosts = stage.start_hosts(policies)
-        started: list[tuple[str, Child, int]] = [(name, stage.children[name], 0) for name in self._hosts]
+        started: list[tuple[str, Child]] = [(name, stage.children[name]) for name in self._hosts]
         for role in self._roles:
-            started.append((role.name, stage.start_guest(role.name, role.settings), RECORDS_BYTES))
+            started.append((role.name, stage.start_guest(role.name, role.settings)))
             self._found.guests += 1
         self._await()
         for role in () if stage.children.interrupted or self._found.failures else self._roles:
@@ -147,13 +146,13 @@ class _Soak:
                 name = f"{role.name}+{what}"
                 seed = (self._plan.seed + 1000 * index + 7) % (1 << 32)
                 child = stage.start_attached(name, role.name, role.settings["policy"], what, seed)
-                started.append((name, child, 0))
+                started.append((name, child))
                 self._attached.append(name)
                 self._found.attached += 1
         self._await_begun(self._attached)
         self._census.follow(_SELF, os.getpid())
-        for name, child, records_bytes in started:
-            self._census.follow(name, child.process.pid, records_bytes=records_bytes)
+        for name, child in started:
+            self._census.follow(name, child.process.pid)
 
     def _await(self) -> None:
         """Wait until each guest that stays has done something.

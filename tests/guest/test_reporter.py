@@ -109,7 +109,7 @@ def test_a_run_reports_everything_once(scene: Scene) -> None:
     assert scene.zone.unreported_pages() == 0
     statistics = scene.reporter.statistics()
     assert (statistics.blocks, statistics.pages, statistics.runs) == (blocks, N_PAGES, 1)
-    assert [taken[1] for taken in scene.reporter.timeline] == [CAPACITY] * (blocks // CAPACITY)
+    assert [taken[1] for taken in scene.reporter.timeline.rows()] == [CAPACITY] * (blocks // CAPACITY)
     scene.zone.validate()
 
 

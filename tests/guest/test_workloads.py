@@ -311,7 +311,7 @@ def test_a_thread_tells_when_it_worked_and_when_it_was_idle(zone: Zone) -> None:
     assert turns >= 3
     assert len(vcpu.pauses) in (turns - 1, turns)  # it does not idle any more after the last page of the job
     assert idled == [0] * (len(vcpu.pauses) + 1), "nothing is held whenever it says that it is idle"
-    ends = [moment for pause in vcpu.pauses for moment in pause]
+    ends = [moment for pause in vcpu.pauses.rows() for moment in pause]
     assert ends == sorted(ends)
     assert ends[-1] <= vcpu.ended_ns
     assert job.done_ns <= vcpu.ended_ns

@@ -29,7 +29,7 @@ from lab.outcome import ProcessEnd
 from lab.soak.attached import Compactor, lost_pages
 from lab.soak.cast import MOST_RESIDENTS, residents, visitor
 from lab.soak.census import Census, Track, look_at
-from lab.soak.flat import MIN_LOOKS, RECORDS_BYTES, Trend, judge_count, judge_memory, theil_sen
+from lab.soak.flat import MIN_LOOKS, Trend, judge_count, judge_memory, theil_sen
 from lab.soak.stage import Stage
 from lab.soak.verdict import Final, Findings, exit_code, summary, summary_text
 from tests.lab.build import guest_account, host_account
@@ -78,14 +78,6 @@ def test_what_a_process_fills_at_its_start_is_no_leak() -> None:
     assert judge_memory(HOUR_S.tolist(), (100 * MIB + filling).astype(int).tolist()).flat
 
 
-def test_records_of_a_fixed_size_are_allowed_to_the_young_alone() -> None:
-    times = np.linspace(0, 600, 100)
-    used = [int(100 * MIB + 20_000 * time) for time in times]  # 5.7 MiB in the half that counts
-    assert not judge_memory(times.tolist(), used).flat
-    assert judge_memory(times.tolist(), used, records_bytes=RECORDS_BYTES).flat
-    assert not judge_memory((times + 900).tolist(), used, records_bytes=RECORDS_BYTES).flat
-
-
 def test_one_descriptor_more_is_found_and_coming_and_going_is_not() -> None:
     assert judge_count("descriptors", [20] * 400).flat
     assert not judge_count("descriptors", [20 + (index > 250) for index in range(400)]).flat
@@ -98,7 +90,7 @@ def test_one_descriptor_more_is_found_and_coming_and_going_is_not() -> None:
 
 
 def test_who_was_seen_seldom_or_briefly_is_not_judged() -> None:
-    track, brief = Track(1, 0), Track(1, 0)
+    track, brief = Track(1), Track(1)
     look = look_at(os.getpid())
     assert look is not None
     for index in range(10 * MIN_LOOKS):
@@ -256,7 +248,7 @@ def test_the_compactor_works_looks_and_tells_a_breach(zone: Zone) -> None:
 
 def measured() -> tuple[Trend, ...]:
     """Trends as a census makes them, of a process that does nothing."""
-    track = Track(1, 0, array("d", range(0, 4 * MIN_LOOKS, 4)))
+    track = Track(1, array("d", range(0, 4 * MIN_LOOKS, 4)))
     for column in (track.anonymous_bytes, track.descriptors, track.threads):
         column.extend([30] * MIN_LOOKS)
     return track.trends()
