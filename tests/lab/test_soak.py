@@ -275,6 +275,18 @@ def spoil_accounts(found: Findings) -> None:
     found.guest_ends["soak"][0] = ProcessEnd("guest-1", 0, "", account)
 
 
+@pytest.mark.parametrize(("reports", "stays", "code"), [(0, False, 0), (1, False, 4), (0, True, 4)])
+def test_a_visitor_may_leave_before_a_stopped_host_has_read_its_hello(reports: int, stays: bool, code: int) -> None:
+    """Who reported something, or stays, has to be known."""
+    found = replace(sound(), hung=[], names_left=[])
+    nothing = {"reports": reports, "returned_bytes": 0, "final_resident_bytes": 0, "reported_bytes": 0, "blocks": 0}
+    account = guest_account("visitor-3") | nothing
+    found.guest_ends["soak"].append(ProcessEnd("visitor-3", 0, "", account))
+    if stays:
+        found.finals["visitor-3"] = Final(0, 0, 0, 0, 0)
+    assert exit_code(found, summary(found, {"seed": 1})) == code
+
+
 def leak(found: Findings) -> None:
     found.trends = {"host": (Trend("memory", 30e6, 2e6, 1e6), *measured()[1:])}
 
