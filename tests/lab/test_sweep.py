@@ -169,15 +169,17 @@ def test_another_grid_or_other_costs_need_force(place: Place) -> None:
 
 # Killed
 
+# As `python -m lab` begins: an interrupt that a destructor swallows comes again.
 PROGRAM = """
 import sys
 from common.cli import run_command
+from common.interrupts import run_program
 from lab.commands import sweep as command
 from lab.experiment.sweep import run_sweep
 from tests.lab.test_sweep import COSTS, parsed
 from tests.lab.work import gated_run
 settings = command.read(parsed(sys.argv[1:]))
-sys.exit(run_command(lambda: run_sweep(settings, costs=COSTS, function=gated_run)))
+run_program(lambda: run_command(lambda: run_sweep(settings, costs=COSTS, function=gated_run)))
 """
 
 
